@@ -1,0 +1,277 @@
+//! Root-mean-square normalisation, alone and followed by an output gate, and L2 normalisation.
+
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::config::ModuleConfig;
+use crate::error::ConfigError;
+use crate::gate::{GateActivation, output_gate};
+use crate::common::{assert_last_axis, widen};
+
+/// Configuration of [`RmsNorm`].
+#[derive(Config, Debug)]
+pub struct RmsNormConfig {
+    /// Channels of the last axis, at least 1.
+    pub dim: usize,
+    /// Added to the mean square, above 0. Default 1e-5.
+    #[config(default = 1e-5)]
+    pub eps: f64,
+}
+
+impl ModuleConfig for RmsNormConfig {
+    type Module = RmsNorm;
+
+    fn try_init(&self, device: &Device) -> Result<RmsNorm, ConfigError> {
+        check(self.dim, self.eps)?;
+        Ok(RmsNorm { weight: Initializer::Ones.init([self.dim], device), eps: self.eps })
+    }
+}
+
+/// `y = x / sqrt(mean(x^2) + eps) * weight`, the mean over the last axis.
+///
+/// The weight starts at 1. Half-precision inputs are normalised in float32 and returned in their
+/// own type. Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct RmsNorm {
+    /// Scale of each channel, `[dim]`.
+    pub weight: Param<Tensor<1>>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+impl RmsNorm {
+    /// `[.., dim]` to `[.., dim]`.
+    ///
+    /// # Panics
+    ///
+    /// When the last axis of `x` does not have `dim` channels.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        scaled(x, self.weight.val(), self.eps).cast(dtype)
+    }
+}
+
+/// Configuration of [`GatedRmsNorm`].
+#[derive(Config, Debug)]
+pub struct GatedRmsNormConfig {
+    /// Channels of the last axis, at least 1.
+    pub dim: usize,
+    /// Added to the mean square, above 0. Default 1e-5.
+    #[config(default = 1e-5)]
+    pub eps: f64,
+    /// Activation of the gate. Default swish.
+    #[config(default = "GateActivation::Swish")]
+    pub activation: GateActivation,
+}
+
+impl ModuleConfig for GatedRmsNormConfig {
+    type Module = GatedRmsNorm;
+
+    fn try_init(&self, device: &Device) -> Result<GatedRmsNorm, ConfigError> {
+        check(self.dim, self.eps)?;
+        self.activation.check("activation")?;
+        Ok(GatedRmsNorm {
+            weight: Initializer::Ones.init([self.dim], device),
+            eps: self.eps,
+            activation: self.activation,
+        })
+    }
+}
+
+/// `y = x / sqrt(mean(x^2) + eps) * weight * act(gate_logits)`: the output gate of linear attention.
+///
+/// The norm runs over the last axis (one head's channels) and its weight, which starts at 1, is
+/// shared by all heads. Gated Linear Attention (arXiv 2312.06635) uses swish, Kimi Linear (arXiv
+/// 2510.26692) sigmoid. Half-precision inputs are computed in float32.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct GatedRmsNorm {
+    /// Scale of each channel, `[dim]`.
+    pub weight: Param<Tensor<1>>,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Activation of the gate.
+    #[module(skip)]
+    pub activation: GateActivation,
+}
+
+impl GatedRmsNorm {
+    /// `x` and `gate_logits` `[.., dim]` to `[.., dim]`; without logits it is a plain [`RmsNorm`].
+    ///
+    /// # Panics
+    ///
+    /// When the last axis of `x` does not have `dim` channels, or the logits do not broadcast onto `x`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, gate_logits: Option<Tensor<D>>) -> Tensor<D> {
+        let dtype = x.dtype();
+        let normalised = scaled(x, self.weight.val(), self.eps);
+        match gate_logits {
+            Some(logits) => output_gate(normalised, widen(logits), self.activation),
+            None => normalised,
+        }
+        .cast(dtype)
+    }
+}
+
+/// `x / sqrt(sum(x^2) + 1e-6)` over the last axis: the normalisation of queries and keys in delta rules.
+///
+/// A zero vector stays zero, with finite gradients. Half-precision inputs are computed in float32.
+/// Source: flash-linear-attention's `l2norm`, eps included.
+pub fn l2_normalize<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = widen(x);
+    let inverse = x.clone().square().sum_dim(D - 1).add_scalar(1e-6).sqrt().recip();
+    (x * inverse).cast(dtype)
+}
+
+/// The norm in at least float32. The reciprocal is taken of one number a row: dividing `x` itself
+/// would cost the backward pass two more passes over `x`.
+fn scaled<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let [dim] = weight.dims();
+    assert_last_axis("RMS norm", x.dims(), dim);
+    let x = widen(x);
+    let inverse = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
+    x * inverse * widen(weight).unsqueeze()
+}
+
+fn check(dim: usize, eps: f64) -> Result<(), ConfigError> {
+    if dim == 0 {
+        return Err(ConfigError::new("dim", dim, "at least 1"));
+    }
+    if !(eps > 0.0 && eps.is_finite()) {
+        return Err(ConfigError::new("eps", eps, "a finite number above 0"));
+    }
+    Ok(())
+}
+
+impl ModuleDisplay for RmsNorm {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [dim] = self.weight.shape().dims();
+        content.add("dim", &dim).add("eps", &self.eps).optional()
+    }
+}
+
+impl ModuleDisplay for GatedRmsNorm {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [dim] = self.weight.shape().dims();
+        content
+            .add("dim", &dim)
+            .add("eps", &self.eps)
+            .add("activation", &self.activation.to_string())
+            .optional()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_util::{assert_close, check_gradients, devices, float64, ramp, values};
+    use burn::tensor::{DType, TensorData};
+
+    fn expected(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+        x.chunks(weight.len())
+            .flat_map(|row| {
+                let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+                row.iter().zip(weight).map(move |(x, w)| x / (mean + eps).sqrt() * w)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn matches_a_computation_by_hand() {
+        let (x, weight) = (ramp(24, 1.3), ramp(4, 0.4));
+        for device in devices() {
+            let mut norm = RmsNormConfig::new(4).with_eps(1e-3).init(&device);
+            norm.weight = Param::from_data(TensorData::new(weight.clone(), [4]), &device);
+            let input = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 3, 4]), &device);
+            assert_close(&values(norm.forward(input)), &expected(&x, &weight, 1e-3), 1e-6);
+        }
+    }
+
+    #[test]
+    fn gate_multiplies_the_normalised_values() {
+        let (x, logits, weight) = (ramp(12, 1.3), ramp(12, 3.0), ramp(4, 0.4));
+        for device in devices() {
+            let mut norm = GatedRmsNormConfig::new(4).with_activation(GateActivation::Sigmoid).init(&device);
+            norm.weight = Param::from_data(TensorData::new(weight.clone(), [4]), &device);
+            let x_tensor = Tensor::<2>::from_data(TensorData::new(x.clone(), [3, 4]), &device);
+            let logits_tensor = Tensor::<2>::from_data(TensorData::new(logits.clone(), [3, 4]), &device);
+            let plain = expected(&x, &weight, 1e-5);
+            assert_close(&values(norm.forward(x_tensor.clone(), None)), &plain, 1e-6);
+            let gated: Vec<f64> =
+                plain.iter().zip(&logits).map(|(y, z)| y / (1.0 + (-z).exp())).collect();
+            assert_close(&values(norm.forward(x_tensor, Some(logits_tensor))), &gated, 1e-6);
+        }
+    }
+
+    #[test]
+    fn half_precision_is_normalised_in_float32() {
+        // The squares of these values overflow float16.
+        for device in devices().into_iter().filter(|device| device.supports_dtype(DType::F16)) {
+            let x = Tensor::<1>::from_data(TensorData::from([300.0f32, -400.0]), &device).cast(DType::F16);
+            let normalised = RmsNormConfig::new(2).init(&device).forward(x.clone());
+            assert_eq!(normalised.dtype(), DType::F16);
+            let root_mean_square = 125_000f64.sqrt();
+            assert_close(&values(normalised), &[300.0 / root_mean_square, -400.0 / root_mean_square], 2e-3);
+            assert_close(&values(l2_normalize(x)), &[0.6, -0.8], 1e-3);
+        }
+    }
+
+    #[test]
+    fn l2_normalisation_matches_and_leaves_zero_alone() {
+        for device in devices() {
+            let x = float64(&[3.0, 4.0, 0.0, 0.0], [2, 2], &device);
+            let n = (25.0f64 + 1e-6).sqrt();
+            assert_close(&values(l2_normalize(x)), &[3.0 / n, 4.0 / n, 0.0, 0.0], 1e-12);
+        }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let device = devices().remove(0);
+        check_gradients(&ramp(6, 0.9), [2, 3], &device, |x| l2_normalize(x) * weights(&[2, 3]));
+        check_gradients(&[0.0; 3], [1, 3], &device, |x| l2_normalize(x) * weights(&[1, 3]));
+        let eps = 1e-3;
+        check_gradients(&ramp(6, 0.9), [2, 3], &device, |x| {
+            let weight = float64(&[0.5, -1.0, 2.0], [3], &x.device());
+            scaled(x, weight, eps) * weights(&[2, 3])
+        });
+    }
+
+    /// Uneven output weights, so that no gradient cancels by symmetry.
+    fn weights(shape: &[usize; 2]) -> Tensor<2> {
+        let device = devices().remove(0);
+        float64(&ramp(shape[0] * shape[1], 1.7), *shape, &device)
+    }
+
+    #[test]
+    fn refuses_bad_configurations() {
+        let device = devices().remove(0);
+        assert_eq!(RmsNormConfig::new(0).try_init(&device).unwrap_err().field, "dim");
+        assert_eq!(RmsNormConfig::new(2).with_eps(0.0).try_init(&device).unwrap_err().field, "eps");
+        assert_eq!(GatedRmsNormConfig::new(2).with_eps(f64::NAN).try_init(&device).unwrap_err().field, "eps");
+    }
+
+    #[test]
+    #[should_panic(expected = "has 3 channels in its last axis, the module 4")]
+    fn wrong_width_panics() {
+        let device = devices().remove(0);
+        RmsNormConfig::new(4).init(&device).forward(Tensor::<2>::zeros([2, 3], &device));
+    }
+
+    #[test]
+    fn prints_like_a_burn_module() {
+        let device = devices().remove(0);
+        let norm = GatedRmsNormConfig::new(6).init(&device);
+        assert_eq!(format!("{norm}"), "GatedRmsNorm {dim: 6, eps: 0.00001, activation: swish, params: 6}");
+    }
+}

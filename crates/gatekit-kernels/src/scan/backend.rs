@@ -1,0 +1,111 @@
+//! The scans as operations of a backend. The bodies here are the portable forms; a backend with a
+//! fused kernel overrides them.
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec};
+use crate::portable;
+
+/// A backend with scans.
+///
+/// Absent tensors (see [`ScanSpec`]) are passed as a single zero; their gradients are one too.
+#[backend_extension(
+    NdArray: cfg(feature = "ndarray"),
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cubecl"),
+    Fusion: cfg(feature = "fusion"),
+    Autodiff
+)]
+pub trait ScanBackend: Backend {
+    /// Output and final state of [`matrix_scan`](super::matrix_scan).
+    #[fusion(default)]
+    fn matrix_scan(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: ScanSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::forward::<Self>(ScanArguments { q, k, v, log_decay, beta, initial_state }, &spec)
+    }
+
+    /// Gradients of `q`, `k`, `v`, `log_decay`, `beta` and `initial_state`, given the gradient of
+    /// one of the results.
+    #[fusion(default)]
+    fn matrix_scan_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: ScanSpec,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
+        let gradients = portable::backward::<Self>(arguments, gradient, of, &spec);
+        (
+            gradients.q,
+            gradients.k,
+            gradients.v,
+            gradients.log_decay,
+            gradients.beta,
+            gradients.initial_state,
+        )
+    }
+
+    /// States of every step and final states of [`elementwise_scan`](super::elementwise_scan).
+    #[fusion(default)]
+    fn elementwise_scan(
+        x: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::elementwise_forward::<Self>(x, log_decay, initial_state, &spec)
+    }
+
+    /// Gradients of `x`, `log_decay` and `initial_state`, given the states of every step and the
+    /// gradient of one of the results.
+    #[fusion(default)]
+    fn elementwise_scan_backward(
+        output: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (output_gradient, state_gradient) = match of {
+            GradientOf::Output => (Some(gradient), None),
+            GradientOf::FinalState => (None, Some(gradient)),
+        };
+        portable::elementwise_backward::<Self>(
+            output,
+            log_decay,
+            initial_state,
+            output_gradient,
+            state_gradient,
+            &spec,
+        )
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl ScanBackend for burn::backend::NdArray {}
+
+#[cfg(feature = "flex")]
+impl ScanBackend for burn::backend::Flex {}
+
+#[cfg(feature = "cubecl")]
+impl ScanBackend for burn_cubecl::CubeBackend {}

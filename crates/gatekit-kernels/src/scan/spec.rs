@@ -1,0 +1,111 @@
+//! What a scan computes, besides its tensors.
+
+use std::sync::Arc;
+
+use burn::backend::{Backend, tensor::FloatTensor};
+
+/// What decays in the state of a matrix-state scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecayKind {
+    /// Nothing.
+    None,
+    /// Each head's state as a whole.
+    PerHead,
+    /// Each key channel of each head.
+    PerKey,
+}
+
+/// How a step writes into the matrix state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteKind {
+    /// `+ k v^T`.
+    Additive,
+    /// `+ beta k (v - S^T k)^T`.
+    Delta,
+}
+
+/// A matrix-state scan, besides its tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScanSpec {
+    /// Factor on the queries.
+    pub scale: f64,
+    /// What decays.
+    pub decay: DecayKind,
+    /// How a step writes.
+    pub write: WriteKind,
+    /// Whether an initial state is given; else the state starts at zero.
+    pub has_initial_state: bool,
+    /// Cumulative lengths of packed sequences `[0, .., time]`, for batch 1.
+    pub boundaries: Option<Arc<[usize]>>,
+    /// Steps computed together; tiling only, never the result.
+    pub chunk_size: usize,
+    /// Steps of a chunk whose decays per key channel are combined elementwise.
+    pub sub_chunk_size: usize,
+    /// Use the fused kernel of the device where there is one.
+    pub fused: bool,
+}
+
+impl ScanSpec {
+    /// Whether a log decay is given.
+    pub fn has_decay(&self) -> bool {
+        self.decay != DecayKind::None
+    }
+}
+
+/// An elementwise scan, besides its tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ElementwiseSpec {
+    /// Whether an initial state is given; else the state starts at zero.
+    pub has_initial_state: bool,
+    /// Cumulative lengths of packed sequences `[0, .., time]`, for batch 1.
+    pub boundaries: Option<Arc<[usize]>>,
+    /// Use the fused kernel of the device where there is one.
+    pub fused: bool,
+}
+
+/// Which of a scan's two results a gradient belongs to.
+///
+/// The results are two nodes of the autodiff graph: when a loss uses both, their backward passes
+/// add up; when it uses the output alone, as in training, nothing is spent on the final state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GradientOf {
+    /// The output of every step.
+    Output,
+    /// The final state.
+    FinalState,
+}
+
+/// The tensors of a matrix-state scan; what the spec says is absent holds any value.
+#[derive(Debug)]
+pub(crate) struct ScanArguments<B: Backend> {
+    pub q: FloatTensor<B>,
+    pub k: FloatTensor<B>,
+    pub v: FloatTensor<B>,
+    pub log_decay: FloatTensor<B>,
+    pub beta: FloatTensor<B>,
+    pub initial_state: FloatTensor<B>,
+}
+
+impl<B: Backend> Clone for ScanArguments<B> {
+    fn clone(&self) -> Self {
+        Self {
+            q: self.q.clone(),
+            k: self.k.clone(),
+            v: self.v.clone(),
+            log_decay: self.log_decay.clone(),
+            beta: self.beta.clone(),
+            initial_state: self.initial_state.clone(),
+        }
+    }
+}
+
+/// Gradients of [`ScanArguments`], a single zero for what is absent.
+#[derive(Debug)]
+pub(crate) struct ScanGradients<B: Backend> {
+    pub q: FloatTensor<B>,
+    pub k: FloatTensor<B>,
+    pub v: FloatTensor<B>,
+    pub log_decay: FloatTensor<B>,
+    pub beta: FloatTensor<B>,
+    pub initial_state: FloatTensor<B>,
+}

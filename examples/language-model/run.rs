@@ -1,0 +1,311 @@
+//! A run from beginning to end: train, measure, plot, write.
+
+use std::f64::consts::LN_2;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use burn::prelude::*;
+use gatekit::core::ConfigError;
+use serde::Serialize;
+
+use crate::checkpoint::{Checkpoint, RunIdentity, newest};
+use crate::cli::{Args, Cli};
+use crate::data::{Corpus, default_text};
+use crate::error::RunError;
+use crate::interrupt;
+use crate::metrics::{GateRow, Log, StepRow};
+use crate::model::LanguageModel;
+use crate::ngram::{Estimates, MAX_ORDER, NGrams};
+use crate::plots;
+use crate::progress::Progress;
+use crate::run_folder::{RunFolder, RunRecord};
+use crate::sample;
+use crate::say::{grouped, say};
+use crate::settings::{Settings, differences};
+use crate::train::Trainer;
+
+/// How much of the held-out text the looks during training read.
+const LOOK_BYTES: usize = 16 * 1024;
+/// Looks at the held-out text and the gates over a whole run, unless told otherwise.
+const LOOKS: usize = 20;
+
+/// How a run ended.
+pub enum Outcome {
+    /// All of it was done.
+    Finished,
+    /// Ctrl-C came first.
+    Interrupted,
+}
+
+/// A run that is about to start: flags checked, device found, text read.
+pub struct Plan<'a> {
+    args: &'a Args,
+    device: Device,
+    corpus: Corpus,
+    record: RunRecord,
+    /// The folder of the run to resume.
+    resumed: Option<RunFolder>,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks what can be checked before anything is written.
+    pub fn new(cli: &'a Cli) -> Result<Self, RunError> {
+        let args = &cli.args;
+        for (flag, value) in [
+            ("--checkpoint-every", args.checkpoint_every),
+            ("--validate-every", args.validate_every.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::new(flag, 0, "at least 1").into());
+            }
+        }
+        if args.minutes.is_some_and(|minutes| !(minutes > 0.0)) {
+            return Err(ConfigError::new("--minutes", args.minutes.unwrap_or_default(), "positive").into());
+        }
+        sample::check(args)?;
+        let device = gatekit::device::parse(&args.device)?;
+
+        let (resumed, earlier) = match args.resume {
+            true => {
+                let (folder, record) = RunFolder::open(&args.out)?;
+                (Some(folder), Some(record))
+            }
+            false => (None, None),
+        };
+        let settings = match &earlier {
+            Some(record) => cli.resumed_settings(record.identity.settings.clone()),
+            None => cli.settings(),
+        };
+        settings.validate()?;
+
+        let text = args.text.clone().or_else(|| earlier.as_ref().and_then(|record| record.text.clone()));
+        let corpus = Corpus::read(&text.clone().unwrap_or_else(default_text), settings.context)?;
+        let identity = RunIdentity { settings, text: corpus.identity() };
+        if let Some(earlier) = &earlier {
+            let differences = differences(&earlier.identity, &identity);
+            if !differences.is_empty() {
+                return Err(RunError::ForeignCheckpoint { path: args.out.clone(), differences });
+            }
+        }
+        let record = RunRecord { device: args.device.clone(), text: text.map(absolute), identity };
+        Ok(Self { args, device, corpus, record, resumed })
+    }
+
+    /// The settings of the run.
+    pub fn settings(&self) -> &Settings {
+        &self.record.identity.settings
+    }
+}
+
+/// So that a run can be resumed from another working directory.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Runs `plan` with the model `M`.
+pub fn run<M: LanguageModel>(plan: &Plan) -> Result<Outcome, RunError> {
+    interrupt::listen()?;
+    let (mut trainer, folder) = open::<M>(plan)?;
+    let baselines =
+        NGrams::train(plan.corpus.training()).bits_per_byte(plan.corpus.bytes(), plan.corpus.held_out_from());
+    introduce(plan, &trainer, &folder);
+
+    let mut metrics = Log::open(&folder.metrics(), trainer.steps_done())?;
+    let mut gates = Log::open(&folder.gates(), trainer.steps_done())?;
+    let outcome = train(plan, &mut trainer, &folder, &mut metrics, &mut gates);
+    // Whatever ended the training: what it measured is drawn.
+    let steps = plan.settings().steps;
+    plots::loss(folder.path(), metrics.rows(), steps, &baselines)?;
+    plots::gates(folder.path(), gates.rows())?;
+    if let Outcome::Interrupted = outcome? {
+        say(format_args!(
+            "Stopped after step {}. Go on with the same command and --resume.",
+            trainer.steps_done()
+        ));
+        return Ok(Outcome::Interrupted);
+    }
+
+    let model = trainer.trained();
+    folder.write_weights(&M::config(plan.settings()), &model)?;
+    if !plan.args.no_validation {
+        validate(plan, &model, &folder, &baselines)?;
+    }
+    say(format_args!("The run's folder: {}\n", folder.path().display()));
+    if interrupt::asked() {
+        return Ok(Outcome::Interrupted);
+    }
+    sample::write_text(&model, plan.args, plan.settings(), &plan.device)
+}
+
+/// A new run and its folder, or the resumed one where it stopped.
+fn open<M: LanguageModel>(plan: &Plan) -> Result<(Trainer<M>, RunFolder), RunError> {
+    let settings = plan.settings();
+    if let Some(folder) = &plan.resumed {
+        let folder = RunFolder::at(folder.path());
+        let trainer = match newest(&folder.checkpoints())? {
+            Some(checkpoint) => {
+                let checkpoint = Checkpoint::read(&checkpoint, &plan.record.identity)?;
+                Trainer::resume(settings, checkpoint, &plan.device)?
+            }
+            None => Trainer::new(settings, &plan.device)?,
+        };
+        return Ok((trainer, folder));
+    }
+    let trainer = Trainer::new(settings, &plan.device)?;
+    let folder = RunFolder::create(&plan.args.out)?;
+    folder.write_config(&M::config(settings), &plan.record)?;
+    Ok((trainer, folder))
+}
+
+/// Says what is about to happen.
+fn introduce<M: LanguageModel>(plan: &Plan, trainer: &Trainer<M>, folder: &RunFolder) {
+    let settings = plan.settings();
+    say(format_args!(
+        "{} with {} parameters: {} layers, width {}, {} heads; on {}",
+        M::NAME,
+        grouped(trainer.trained().num_params()),
+        settings.layers,
+        settings.dim,
+        settings.heads,
+        plan.args.device,
+    ));
+    say(format_args!(
+        "{} bytes to learn from, {} held out; {} steps of {} sequences of {} bytes",
+        grouped(plan.corpus.training().len()),
+        grouped(plan.corpus.held_out().len()),
+        grouped(settings.steps),
+        settings.batch_size,
+        settings.context,
+    ));
+    if plan.args.resume {
+        say(format_args!("Going on in {} after step {}.", folder.path().display(), trainer.steps_done()));
+    }
+}
+
+/// The training loop.
+fn train<M: LanguageModel>(
+    plan: &Plan,
+    trainer: &mut Trainer<M>,
+    folder: &RunFolder,
+    metrics: &mut Log<StepRow>,
+    gates: &mut Log<GateRow>,
+) -> Result<Outcome, RunError> {
+    let Plan { args, corpus, .. } = plan;
+    let settings = plan.settings();
+    let look_every = args.validate_every.unwrap_or(settings.steps.div_ceil(LOOKS));
+    let look_range = corpus.held_out_from()..(corpus.held_out_from() + LOOK_BYTES).min(corpus.bytes().len());
+    let budget = args.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
+
+    let started = Instant::now();
+    let tokens = settings.batch_size * settings.context;
+    let mut progress = Progress::new(settings.steps, trainer.steps_done());
+    if trainer.steps_done() == 0 {
+        look_at_gates(plan, &trainer.trained(), 0, gates)?;
+    }
+    while trainer.steps_done() < settings.steps {
+        let began = Instant::now();
+        let step = trainer.train_step(corpus)?;
+        let time = began.elapsed();
+        let bits = f64::from(step.loss) / LN_2;
+        progress.step(step.number, step.loss, bits, tokens, time);
+
+        let last = step.number == settings.steps;
+        let mut validation = None;
+        if last || step.number.is_multiple_of(look_every) {
+            let model = trainer.trained();
+            validation =
+                Some(model.bits_per_byte(corpus.bytes(), look_range.clone(), settings, &plan.device));
+            look_at_gates(plan, &model, step.number, gates)?;
+        }
+        metrics.push(StepRow {
+            step: step.number,
+            loss: step.loss,
+            bits_per_byte: bits,
+            learning_rate: step.learning_rate,
+            bytes_per_second: tokens as f64 / time.as_secs_f64(),
+            validation_bits_per_byte: validation,
+        })?;
+
+        let interrupted = interrupt::asked();
+        let out_of_time = budget.is_some_and(|budget| started.elapsed() >= budget);
+        if last || interrupted || out_of_time || step.number.is_multiple_of(args.checkpoint_every) {
+            metrics.flush()?;
+            gates.flush()?;
+            trainer.checkpoint().write(&plan.record.identity, &folder.checkpoints())?;
+        }
+        if interrupted {
+            progress.finish();
+            return Ok(Outcome::Interrupted);
+        }
+        if out_of_time && !last {
+            progress.finish();
+            say(format_args!("The time is up after step {} of {}.", step.number, settings.steps));
+            return Ok(Outcome::Finished);
+        }
+    }
+    progress.finish();
+    Ok(Outcome::Finished)
+}
+
+/// Adds the gates' statistics on the first bytes of the held-out text to the log.
+fn look_at_gates<M: LanguageModel>(
+    plan: &Plan,
+    model: &M,
+    step: usize,
+    gates: &mut Log<GateRow>,
+) -> Result<(), RunError> {
+    let text = plan.corpus.held_out();
+    let text = &text[..text.len().min(4 * plan.settings().context)];
+    for row in model.gates(text, step, &plan.device) {
+        gates.push(row)?;
+    }
+    Ok(())
+}
+
+/// What `results.json` holds.
+#[derive(Serialize)]
+struct Results {
+    model: String,
+    parameters: usize,
+    held_out_bytes: usize,
+    bits_per_byte: f64,
+    kneser_ney_bits_per_byte: [f64; MAX_ORDER],
+    witten_bell_bits_per_byte: [f64; MAX_ORDER],
+}
+
+/// Measures the model on the whole held-out text and prints it beside the n-gram models.
+fn validate<M: LanguageModel>(
+    plan: &Plan,
+    model: &M,
+    folder: &RunFolder,
+    baselines: &Estimates,
+) -> Result<(), RunError> {
+    let corpus = &plan.corpus;
+    let range = corpus.held_out_from()..corpus.bytes().len();
+    let bits = model.bits_per_byte(corpus.bytes(), range, plan.settings(), &plan.device);
+
+    let row = |name: &str, values: &[f64]| {
+        let values: String = values.iter().map(|value| format!("{value:>8.3}")).collect();
+        say(format_args!("  {name:<30}{values}"));
+    };
+    say(format_args!("\nBits per byte on all {} held-out bytes:", grouped(corpus.held_out().len())));
+    let orders: String = (1..=MAX_ORDER).map(|order| format!("{order:>8}")).collect();
+    say(format_args!("  {:<30}{orders}", "n-gram model of order"));
+    row("interpolated Kneser-Ney", &baselines.kneser_ney);
+    row("interpolated Witten-Bell", &baselines.witten_bell);
+    row(M::NAME, &[bits]);
+    let (margin, side) = match bits <= baselines.best() {
+        true => (baselines.best() - bits, "below"),
+        false => (bits - baselines.best(), "above"),
+    };
+    say(format_args!("The model is {margin:.3} bits per byte {side} the best n-gram model."));
+
+    folder.write_results(&Results {
+        model: M::NAME.to_string(),
+        parameters: model.num_params(),
+        held_out_bytes: corpus.held_out().len(),
+        bits_per_byte: bits,
+        kneser_ney_bits_per_byte: baselines.kneser_ney,
+        witten_bell_bits_per_byte: baselines.witten_bell,
+    })
+}

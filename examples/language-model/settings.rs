@@ -1,0 +1,190 @@
+//! What decides the numbers of a run: two runs of equal settings on one text and one device have equal losses.
+
+use clap::ValueEnum;
+use gatekit::core::ConfigError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What moves information from earlier bytes to later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixer {
+    /// Gated linear attention: a recurrent state of fixed size, a forget gate per key channel.
+    Gla,
+    /// Causal softmax attention with rotary positions: a cache that grows with the text.
+    Softmax,
+}
+
+/// Every flag that changes what is computed while training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The token mixer.
+    pub mixer: Mixer,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Heads of the token mixer.
+    pub heads: usize,
+    /// Width of the feed-forward layers; `None` is 8/3 of `dim`, up to a multiple of 32.
+    pub intermediate: Option<usize>,
+    /// GLA: total key width over `dim`.
+    pub expand_k: f64,
+    /// GLA: total value width over `dim`.
+    pub expand_v: f64,
+    /// GLA: short convolutions on queries, keys and values.
+    pub short_conv: bool,
+    /// GLA: the divisor of the forget gate's logarithm.
+    pub gate_normalizer: f64,
+    /// Softmax: how many bytes back a byte may look; `None` is all.
+    pub window: Option<usize>,
+    /// Bytes of one training sequence.
+    pub context: usize,
+    /// Sequences of one step.
+    pub batch_size: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup: usize,
+    /// AdamW's decay of the second moment.
+    pub beta_2: f64,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of one parameter's gradient.
+    pub clip_norm: f64,
+    /// Seed of the initial weights and of the order of the data.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// The full run: at most five minutes on two cores.
+    pub const DEFAULT: Self = Self {
+        mixer: Mixer::Gla,
+        layers: 4,
+        dim: 128,
+        heads: 4,
+        intermediate: None,
+        expand_k: 0.5,
+        expand_v: 1.0,
+        short_conv: true,
+        gate_normalizer: 16.0,
+        window: None,
+        context: 128,
+        batch_size: 16,
+        steps: 1500,
+        learning_rate: 3e-3,
+        warmup: 50,
+        beta_2: 0.99,
+        weight_decay: 0.05,
+        clip_norm: 1.0,
+        seed: 0,
+    };
+
+    /// A run that only shows that everything works: seconds on two cores.
+    pub const QUICK: Self = Self {
+        layers: 2,
+        dim: 64,
+        heads: 2,
+        context: 64,
+        batch_size: 8,
+        steps: 30,
+        warmup: 5,
+        ..Self::DEFAULT
+    };
+
+    /// Width of the feed-forward layers: as given, or 8/3 of the model's up to a multiple of 32, the customary width
+    /// for a SwiGLU with as many weights as a plain feed-forward layer of four times the model's.
+    pub fn intermediate_size(&self) -> usize {
+        self.intermediate.unwrap_or_else(|| (8 * self.dim).div_ceil(3).next_multiple_of(32))
+    }
+
+    /// Refuses what neither the model's nor the optimiser's own checks would catch.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (flag, value) in [
+            ("--layers", self.layers),
+            ("--dim", self.dim),
+            ("--heads", self.heads),
+            ("--intermediate", self.intermediate.unwrap_or(1)),
+            ("--batch-size", self.batch_size),
+            ("--steps", self.steps),
+            ("--window", self.window.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::new(flag, 0, "at least 1"));
+            }
+        }
+        if self.context < 2 {
+            return Err(ConfigError::new(
+                "--context",
+                self.context,
+                "at least 2: a byte to read and a byte to predict",
+            ));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
+            return Err(ConfigError::new("--learning-rate", self.learning_rate, "above 0, at most 1"));
+        }
+        if !(0.0..1.0).contains(&self.beta_2) {
+            return Err(ConfigError::new("--beta-2", self.beta_2, "at least 0 and below 1"));
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            return Err(ConfigError::new("--weight-decay", self.weight_decay, "zero or positive"));
+        }
+        if !(self.clip_norm > 0.0) {
+            return Err(ConfigError::new("--clip-norm", self.clip_norm, "positive"));
+        }
+        if self.window.is_some() && self.mixer == Mixer::Gla {
+            return Err(ConfigError::new(
+                "--window",
+                "a number with --mixer gla",
+                "--mixer softmax: the state of gated linear attention has a fixed size already",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The fields in which two values of one type differ, each with both values: `dim: 64 there, 128 here`.
+pub fn differences<T: Serialize>(there: &T, here: &T) -> Vec<String> {
+    let fields = |value: &T| match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("only structures of plain fields are compared"),
+    };
+    let here = fields(here);
+    (fields(there).iter())
+        .filter(|(name, value)| here[*name] != **value)
+        .map(|(name, value)| format!("{name}: {value} there, {} here", here[name]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_the_fields_with_both_values() {
+        assert!(differences(&Settings::DEFAULT, &Settings::DEFAULT).is_empty());
+        let other = Settings { dim: 64, mixer: Mixer::Softmax, window: Some(32), ..Settings::DEFAULT };
+        let found = differences(&other, &Settings::DEFAULT);
+        assert_eq!(found.len(), 3);
+        assert!(found.contains(&format!("dim: 64 there, {} here", Settings::DEFAULT.dim)));
+        assert!(found.contains(&"window: 32 there, null here".to_string()));
+    }
+
+    #[test]
+    fn settings_that_train_nothing_are_refused_by_flag() {
+        let refused = |change: fn(&mut Settings)| {
+            let mut settings = Settings::DEFAULT;
+            change(&mut settings);
+            settings.validate().expect_err("refused").field
+        };
+        assert_eq!(refused(|s| s.steps = 0), "--steps");
+        assert_eq!(refused(|s| s.batch_size = 0), "--batch-size");
+        assert_eq!(refused(|s| s.context = 1), "--context");
+        assert_eq!(refused(|s| s.learning_rate = f64::NAN), "--learning-rate");
+        assert_eq!(refused(|s| s.clip_norm = 0.0), "--clip-norm");
+        assert_eq!(refused(|s| s.window = Some(8)), "--window");
+        assert!(Settings::DEFAULT.validate().is_ok() && Settings::QUICK.validate().is_ok());
+    }
+}

@@ -1,0 +1,310 @@
+//! Folders saved by other libraries: their logits, their greedy tokens, and saving them again.
+//!
+//! One test a folder and device. A folder holds `config.json`, whose `model_type` selects the
+//! loader, the weights, and `expected.safetensors` with `input_ids` `[B, T]`, `logits`
+//! `[B, T, vocab]` and `generated` `[B, T + new]`, the greedy continuation. `GATEKIT_CHECKPOINT_DIR`
+//! names another folder of folders (or one checkpoint), `GATEKIT_DEVICES` the devices.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex},
+};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use gatekit::sequence::{
+    GlaConfig,
+    checkpoint::{PretrainedConfig, SafetensorsFile, load_pretrained, save_pretrained},
+    lm::{CausalLm, StreamingLm},
+};
+use gatekit_tests::{
+    array::{Array, Values},
+    devices,
+    failure::{Failure, Result, catch},
+    folder,
+};
+use libtest_mimic::{Arguments, Trial};
+use safetensors::SafeTensors;
+
+const VARIABLE: &str = "GATEKIT_CHECKPOINT_DIR";
+
+/// Relative L2 error allowed to float32 logits.
+const TOLERANCE: f64 = 1e-4;
+
+/// Checks a folder on a device and says how well it agreed.
+type Check = fn(&Path, &Device) -> Result<String>;
+
+/// What `model_type` selects.
+const LOADERS: &[(&str, Check)] = &[("gla", check::<GlaConfig>)];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    // Neither a wrong folder nor a wrong device may end in "0 tests, all passed".
+    let trials = match trials(&lines) {
+        Ok(trials) => trials,
+        Err(failure) => {
+            eprintln!("checkpoints: {failure}");
+            return ExitCode::from(101);
+        }
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut lines = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    lines.sort();
+    for line in lines.iter() {
+        println!("{line}");
+    }
+    conclusion.exit_code()
+}
+
+fn trials(lines: &Arc<Mutex<Vec<String>>>) -> Result<Vec<Trial>> {
+    let devices = devices::chosen()?;
+    let mut trials = Vec::new();
+    for path in folders(&folder::locate(VARIABLE, "checkpoints")?)? {
+        for device in &devices {
+            let (path, device, lines) = (path.clone(), device.clone(), lines.clone());
+            let (name, kind) = (folder::name(&path), device.name.clone());
+            let trial = Trial::test(name.clone(), move || {
+                let checked = catch(|| loader(&path)?(&path, &device.device));
+                let text = checked.as_ref().map_or("FAILED", String::as_str);
+                let line = format!("{name} [{}] {text}", device.name);
+                lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line);
+                checked.map(drop).map_err(|failure| format!("{}: {failure}", path.display()).into())
+            });
+            trials.push(trial.with_kind(kind));
+        }
+    }
+    Ok(trials)
+}
+
+/// The checkpoints in a folder, or the folder itself if it is one.
+fn folders(root: &Path) -> Result<Vec<PathBuf>> {
+    let resolved = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
+    if resolved.join("config.json").is_file() {
+        return Ok(vec![resolved]);
+    }
+    let folders: Vec<_> = folder::entries(&resolved)?.into_iter().filter(|path| path.is_dir()).collect();
+    if folders.is_empty() {
+        return Err(Failure(format!("{} holds no checkpoint folder", root.display())));
+    }
+    Ok(folders)
+}
+
+fn loader(path: &Path) -> Result<Check> {
+    let model_type = model_type(path)?;
+    match LOADERS.iter().find(|(name, _)| *name == model_type) {
+        Some((_, check)) => Ok(*check),
+        None => Err(Failure(format!("no loader for the architecture `{model_type}`"))),
+    }
+}
+
+fn model_type(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path.join("config.json"))
+        .map_err(|error| Failure(format!("config.json: {error}")))?;
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| Failure(format!("config.json: {error}")))?;
+    let model_type = config["model_type"].as_str();
+    model_type.map(str::to_owned).ok_or_else(|| Failure("config.json names no `model_type`".into()))
+}
+
+/// What the other library computed.
+struct Expected {
+    input_ids: TensorData,
+    logits: Vec<f64>,
+    logits_shape: [usize; 3],
+    generated: Vec<i64>,
+    generated_length: usize,
+}
+
+impl Expected {
+    fn read(path: &Path) -> Result<Self> {
+        let read = |error: String| Failure(format!("expected.safetensors: {error}"));
+        let bytes =
+            std::fs::read(path.join("expected.safetensors")).map_err(|error| read(error.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| read(error.to_string()))?;
+        let array = |name: &str| {
+            let view = tensors.tensor(name).map_err(|error| read(format!("{name}: {error}")))?;
+            Array::from_view(&view).map_err(|failure| failure.within(name))
+        };
+        let (input_ids, logits, generated) = (array("input_ids")?, array("logits")?, array("generated")?);
+        match (&input_ids.shape[..], &logits.shape[..], &generated.shape[..]) {
+            (&[batch, time], &[rows, steps, vocab], &[lines, length])
+                if [rows, steps, lines] == [batch, time, batch] && length > time =>
+            {
+                match (&input_ids.values, logits.values, generated.values) {
+                    (Values::Int(_), Values::Float(logits), Values::Int(generated)) => Ok(Self {
+                        input_ids: input_ids.to_data(&input_ids.shape),
+                        logits: logits.into_iter().map(f64::from).collect(),
+                        logits_shape: [batch, time, vocab],
+                        generated,
+                        generated_length: length,
+                    }),
+                    _ => Err(read("need I64 ids, F32 logits, I64 generated tokens".into())),
+                }
+            }
+            shapes => Err(read(format!("shapes {shapes:?} do not fit together"))),
+        }
+    }
+
+    /// The relative L2 error of logits `[B, T, vocab]`.
+    fn error(&self, what: &str, logits: Tensor<3>) -> Result<f64> {
+        if logits.dims() != self.logits_shape {
+            return Err(Failure(format!("{what}: shape {:?}, need {:?}", logits.dims(), self.logits_shape)));
+        }
+        let got: Vec<f64> = logits.into_data().iter::<f64>().collect();
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let difference = norm(&mut got.iter().zip(&self.logits).map(|(got, want)| got - want));
+        let error = difference / norm(&mut self.logits.iter().copied());
+        // Not `error > TOLERANCE`: NaN must fail.
+        if error <= TOLERANCE {
+            Ok(error)
+        } else {
+            Err(Failure(format!(
+                "{what}: logits are off by {error:.2e} (relative L2), allowed {TOLERANCE:.0e}"
+            )))
+        }
+    }
+}
+
+/// Logits in one pass, token by token, and in pieces; greedy tokens; saving and loading again.
+fn check<C>(path: &Path, device: &Device) -> Result<String>
+where
+    C: PretrainedConfig,
+    C::Module: StreamingLm,
+{
+    let expected = Expected::read(path)?;
+    let [batch, time, _] = expected.logits_shape;
+    let (config, model) = load_pretrained::<C>(path, device).map_err(|error| Failure(error.to_string()))?;
+    let ids = Tensor::<2, Int>::from_data(expected.input_ids.clone(), device);
+
+    let logits = model.forward(ids.clone(), None);
+    let whole = expected.error("whole sequence", logits.clone())?;
+    let mut streamed = 0.0_f64;
+    for prefix in [0, 1, time / 2, time - 1] {
+        let what = format!("{prefix} tokens at once, then one by one");
+        streamed = streamed.max(expected.error(&what, stream(&model, &ids, prefix, batch, device))?);
+    }
+    greedy(&model, &expected, &ids, device)?;
+    for max_shard_bytes in [None, Some(20_000)] {
+        saved_again(path, &config, &model, max_shard_bytes, &ids, &logits, device)?;
+    }
+    let new = expected.generated_length - time;
+    Ok(format!("logits {whole:.1e} streamed {streamed:.1e} greedy tokens {} equal", batch * new))
+}
+
+/// The logits of all tokens, through the streaming state.
+fn stream<M: StreamingLm>(
+    model: &M,
+    ids: &Tensor<2, Int>,
+    prefix: usize,
+    batch: usize,
+    device: &Device,
+) -> Tensor<3> {
+    let [_, time] = ids.dims();
+    let mut state = model.empty_state(batch, device);
+    let mut logits = Vec::new();
+    if prefix > 0 {
+        let (first, next) = model.prefill(ids.clone().narrow(1, 0, prefix), state);
+        logits.push(first);
+        state = next;
+    }
+    for at in prefix..time {
+        let token = ids.clone().narrow(1, at, 1).squeeze_dim::<1>(1);
+        let (one, next) = model.step(token, state);
+        logits.push(one.unsqueeze_dim(1));
+        state = next;
+    }
+    Tensor::cat(logits, 1)
+}
+
+/// The continuation by the likeliest token: by whole sequences, and from the streaming state.
+fn greedy<M: StreamingLm>(
+    model: &M,
+    expected: &Expected,
+    ids: &Tensor<2, Int>,
+    device: &Device,
+) -> Result<()> {
+    let [batch, time, vocab] = expected.logits_shape;
+    let last = |logits: Tensor<3>| {
+        let steps = logits.dims()[1];
+        logits.narrow(1, steps - 1, 1).reshape([batch, vocab]).argmax(1)
+    };
+    let same = |what: &str, tokens: Tensor<2, Int>| {
+        let got: Vec<i64> = tokens.into_data().iter::<i64>().collect();
+        match got == expected.generated {
+            true => Ok(()),
+            false => Err(Failure(format!("{what}: greedy tokens {got:?}, need {:?}", expected.generated))),
+        }
+    };
+
+    let mut tokens = ids.clone();
+    for _ in time..expected.generated_length {
+        let next = last(model.forward(tokens.clone(), None));
+        tokens = Tensor::cat(vec![tokens, next], 1);
+    }
+    same("whole sequences", tokens)?;
+
+    let (logits, mut state) = model.prefill(ids.clone(), model.empty_state(batch, device));
+    let mut next = last(logits);
+    let mut tokens = Tensor::cat(vec![ids.clone(), next.clone()], 1);
+    for _ in time + 1..expected.generated_length {
+        let (logits, after) = model.step(next.squeeze_dim::<1>(1), state);
+        state = after;
+        next = logits.argmax(1);
+        tokens = Tensor::cat(vec![tokens, next.clone()], 1);
+    }
+    same("streaming", tokens)
+}
+
+/// Saved again the tensors are the same, and loaded again the logits.
+fn saved_again<C>(
+    path: &Path,
+    config: &C,
+    model: &C::Module,
+    max_shard_bytes: Option<usize>,
+    ids: &Tensor<2, Int>,
+    logits: &Tensor<3>,
+    device: &Device,
+) -> Result<()>
+where
+    C: PretrainedConfig,
+    C::Module: CausalLm,
+{
+    let folder = tempfile::tempdir().map_err(|error| Failure(error.to_string()))?;
+    let failed = |error: gatekit::sequence::CheckpointError| Failure(format!("saved again: {error}"));
+    save_pretrained(folder.path(), config, model, max_shard_bytes).map_err(failed)?;
+    if model_type(folder.path())? != model_type(path)? {
+        return Err(Failure("saved again: another `model_type`".into()));
+    }
+    let (before, after) = (tensors(path)?, tensors(folder.path())?);
+    if before.keys().ne(after.keys()) {
+        let names = |tensors: &BTreeMap<String, TensorData>| tensors.keys().cloned().collect::<Vec<_>>();
+        return Err(Failure(format!("saved again: tensors {:?}, need {:?}", names(&after), names(&before))));
+    }
+    if let Some((name, _)) = before.iter().find(|(name, data)| after[*name] != **data) {
+        return Err(Failure(format!("saved again: tensor `{name}` differs")));
+    }
+    let (_, again) = load_pretrained::<C>(folder.path(), device).map_err(failed)?;
+    match again.forward(ids.clone(), None).into_data() == logits.to_data() {
+        true => Ok(()),
+        false => Err(Failure("saved and loaded again: other logits".into())),
+    }
+}
+
+/// All weights of a folder, in one file or in shards.
+fn tensors(path: &Path) -> Result<BTreeMap<String, TensorData>> {
+    let failed = |error: gatekit::sequence::CheckpointError| Failure(error.to_string());
+    let mut tensors = BTreeMap::new();
+    for file in folder::entries(path)? {
+        let name = folder::name(&file);
+        if name.starts_with("model") && name.ends_with(".safetensors") {
+            let mut file = SafetensorsFile::open(&file).map_err(failed)?;
+            for name in file.names() {
+                let data = file.read(&name).map_err(failed)?;
+                tensors.insert(name, data);
+            }
+        }
+    }
+    Ok(tensors)
+}

@@ -1,0 +1,336 @@
+//! Running a case: hands out its tensors, takes the results, and differentiates.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::{
+    module::Module,
+    tensor::{Bool, Device, Gradients, Int, Tensor},
+};
+use gatekit::{
+    core::{scan::ScanForm, sequence::Boundaries},
+    sequence::checkpoint::{load_tensors, named_gradients},
+};
+
+use crate::{
+    array::{Array, Values},
+    case::Case,
+    failure::{Failure, Result, catch},
+    fields::Fields,
+    judge::judge,
+};
+
+/// What one way of computing a case produced.
+#[derive(Debug)]
+pub struct Produced {
+    /// Which way: a form of the scan; for messages.
+    pub form: &'static str,
+    /// Outputs by name.
+    pub outputs: BTreeMap<String, Array>,
+    /// Gradients under `input.<name>` and `param.<name>`, of what the loss reaches.
+    pub grads: BTreeMap<String, Array>,
+}
+
+/// The worst relative errors of a case.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Errors {
+    /// Over all outputs.
+    pub outputs: f64,
+    /// Over all gradients; `None` where the case has none.
+    pub gradients: Option<f64>,
+}
+
+impl Errors {
+    /// The worse of both.
+    pub fn worst(self, other: Self) -> Self {
+        Self {
+            outputs: self.outputs.max(other.outputs),
+            gradients: self.gradients.into_iter().chain(other.gradients).reduce(f64::max),
+        }
+    }
+}
+
+/// Reads gradients back, by the names of the format.
+type ReadGradients = Box<dyn Fn(&Gradients) -> Result<Vec<(String, Array)>>>;
+
+/// One forward pass of a case in the making.
+pub struct Evaluation<'a> {
+    case: &'a Case,
+    device: Device,
+    inputs_read: BTreeSet<String>,
+    parameters_read: bool,
+    leaves: Vec<ReadGradients>,
+    outputs: BTreeMap<String, Array>,
+    loss: Option<Tensor<1>>,
+}
+
+impl<'a> Evaluation<'a> {
+    /// Begins on `device`, with autodiff when the case has gradients.
+    pub fn new(case: &'a Case, device: &Device) -> Self {
+        let device = if case.cotangents.is_empty() { device.clone() } else { device.clone().autodiff() };
+        Self {
+            case,
+            device,
+            inputs_read: BTreeSet::new(),
+            parameters_read: false,
+            leaves: Vec::new(),
+            outputs: BTreeMap::new(),
+            loss: None,
+        }
+    }
+
+    /// The device that tensors and modules belong on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The configuration's fields.
+    pub fn config(&self) -> Fields<'a> {
+        Fields::new(&self.case.config)
+    }
+
+    fn differentiates(&self) -> bool {
+        !self.case.cotangents.is_empty()
+    }
+
+    fn input(&mut self, name: &str, rank: usize, kind: &str) -> Result<Option<&'a Array>> {
+        let Some(array) = self.case.inputs.get(name) else { return Ok(None) };
+        self.inputs_read.insert(name.to_owned());
+        if array.shape.len() != rank || array.values.kind() != kind {
+            return Err(Failure(format!(
+                "`input.{name}` is {} {:?}, need {kind} with {rank} axes",
+                array.values.kind(),
+                array.shape
+            )));
+        }
+        Ok(Some(array))
+    }
+
+    /// A float input that may be absent; its gradient is recorded.
+    ///
+    /// # Errors
+    ///
+    /// Another dtype or number of axes.
+    pub fn optional_float<const D: usize>(&mut self, name: &str) -> Result<Option<Tensor<D>>> {
+        let Some(array) = self.input(name, D, "F32")? else { return Ok(None) };
+        let mut tensor = Tensor::<D>::from_data(array.to_data(&array.shape), &self.device);
+        if self.differentiates() {
+            tensor = tensor.require_grad();
+            let leaf = tensor.clone();
+            let name = format!("input.{name}");
+            self.leaves.push(Box::new(move |gradients| {
+                let gradient = leaf.grad(gradients);
+                let named = |gradient: Tensor<D>| Ok((name.clone(), Array::from_data(gradient.into_data())?));
+                gradient.map(named).into_iter().collect()
+            }));
+        }
+        Ok(Some(tensor))
+    }
+
+    /// A float input.
+    ///
+    /// # Errors
+    ///
+    /// It is absent, or as [`optional_float`](Self::optional_float).
+    pub fn float<const D: usize>(&mut self, name: &str) -> Result<Tensor<D>> {
+        self.optional_float(name)?.ok_or_else(|| absent(name))
+    }
+
+    /// An integer input.
+    ///
+    /// # Errors
+    ///
+    /// It is absent or has another dtype or number of axes.
+    pub fn int<const D: usize>(&mut self, name: &str) -> Result<Tensor<D, Int>> {
+        self.optional_int(name)?.ok_or_else(|| absent(name))
+    }
+
+    /// An integer input that may be absent.
+    ///
+    /// # Errors
+    ///
+    /// Another dtype or number of axes.
+    pub fn optional_int<const D: usize>(&mut self, name: &str) -> Result<Option<Tensor<D, Int>>> {
+        let array = self.input(name, D, "I64")?;
+        Ok(array.map(|array| Tensor::from_data(array.to_data(&array.shape), &self.device)))
+    }
+
+    /// A boolean input that may be absent, such as a mask.
+    ///
+    /// # Errors
+    ///
+    /// Another dtype or number of axes.
+    pub fn optional_bool<const D: usize>(&mut self, name: &str) -> Result<Option<Tensor<D, Bool>>> {
+        let array = self.input(name, D, "BOOL")?;
+        Ok(array.map(|array| Tensor::from_data(array.to_data(&array.shape), &self.device)))
+    }
+
+    /// The optional input `cu_seqlens`, for a sequence of `time` steps.
+    ///
+    /// # Errors
+    ///
+    /// Another dtype or number of axes; boundaries that the library refuses.
+    pub fn boundaries(&mut self, time: usize) -> Result<Option<Boundaries>> {
+        let cu_seqlens = self.optional_int::<1>("cu_seqlens")?;
+        Ok(cu_seqlens.map(|tensor| Boundaries::from_tensor(&tensor, time)).transpose()?)
+    }
+
+    /// Gives a module the case's parameters, under their published names, and records its
+    /// gradients.
+    ///
+    /// # Errors
+    ///
+    /// A parameter that the case lacks or the module does not know, or one of another shape.
+    pub fn load<M: Module + 'static>(&mut self, module: M) -> Result<M> {
+        let tensors =
+            self.case.params.iter().map(|(name, array)| (name.clone(), array.to_data(&array.shape)));
+        let module = load_tensors(module, tensors.collect())
+            .map_err(|error| Failure(format!("the library refused a parameter: {error}")))?;
+        self.parameters_read = true;
+        if self.differentiates() {
+            let of_module = module.clone();
+            self.leaves.push(Box::new(move |gradients| {
+                named_gradients(&of_module, gradients)
+                    .into_iter()
+                    .map(|(name, gradient)| Ok((format!("param.{name}"), Array::from_data(gradient)?)))
+                    .collect()
+            }));
+        }
+        Ok(module)
+    }
+
+    /// Takes a float output.
+    ///
+    /// # Errors
+    ///
+    /// A cotangent of another number of elements.
+    pub fn output<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Result<()> {
+        if let Some(cotangent) = self.case.cotangents.get(name) {
+            if cotangent.len() != tensor.shape().num_elements() {
+                return Err(Failure(format!(
+                    "output `{name}` has shape {:?}, the reference {:?}",
+                    tensor.dims(),
+                    cotangent.shape
+                )));
+            }
+            let cotangent = Tensor::<D>::from_data(cotangent.to_data(&tensor.dims()), &self.device);
+            let part = (tensor.clone() * cotangent).sum();
+            self.loss = Some(match self.loss.take() {
+                None => part,
+                Some(loss) => loss + part,
+            });
+        }
+        self.outputs.insert(name.to_owned(), Array::from_data(tensor.into_data())?);
+        Ok(())
+    }
+
+    /// Takes an integer output.
+    ///
+    /// # Errors
+    ///
+    /// The tensor cannot be read.
+    pub fn int_output<const D: usize>(&mut self, name: &str, tensor: Tensor<D, Int>) -> Result<()> {
+        self.outputs.insert(name.to_owned(), Array::from_data(tensor.into_data())?);
+        Ok(())
+    }
+
+    /// Differentiates and hands the results over.
+    ///
+    /// # Errors
+    ///
+    /// Something of the case was not used.
+    fn finish(self, form: &'static str) -> Result<Produced> {
+        if let Some(name) = self.case.inputs.keys().find(|name| !self.inputs_read.contains(*name)) {
+            return Err(Failure(format!("`input.{name}` is not known to this component")));
+        }
+        if let Some(name) = self.case.params.keys().next().filter(|_| !self.parameters_read) {
+            return Err(Failure(format!("`param.{name}` is not known to this component")));
+        }
+        if let Some(name) = self.case.buffers.keys().next() {
+            return Err(Failure(format!("`buffer.{name}` is not known to this component")));
+        }
+        let grads = match self.loss {
+            None => BTreeMap::new(),
+            Some(loss) if !loss.is_tracked() => {
+                return Err(Failure(
+                    "the outputs depend on no input or parameter that is differentiated".into(),
+                ));
+            }
+            Some(loss) => {
+                let gradients = loss.backward();
+                let read = self.leaves.iter().map(|read| read(&gradients)).collect::<Result<Vec<_>>>()?;
+                read.into_iter().flatten().collect()
+            }
+        };
+        Ok(Produced { form, outputs: self.outputs, grads })
+    }
+}
+
+fn absent(name: &str) -> Failure {
+    Failure(format!("the case lacks `input.{name}`"))
+}
+
+/// Runs a component with its scan in every form.
+///
+/// # Errors
+///
+/// What `body` returns, a panic, or anything of the case that was not used; names the form.
+pub fn every_form(
+    case: &Case,
+    device: &Device,
+    body: impl Fn(&mut Evaluation<'_>, ScanForm) -> Result<()>,
+) -> Result<Vec<Produced>> {
+    [(ScanForm::Auto, "auto"), (ScanForm::Portable, "portable"), (ScanForm::Recurrent, "recurrent")]
+        .into_iter()
+        .map(|(form, name)| {
+            catch(|| {
+                let mut evaluation = Evaluation::new(case, device);
+                body(&mut evaluation, form)?;
+                evaluation.finish(name)
+            })
+            .map_err(|failure| failure.within(format_args!("form {name}")))
+        })
+        .collect()
+}
+
+/// Compares everything the file holds with what was produced.
+///
+/// # Errors
+///
+/// Every tensor that misses, one a line.
+pub fn verdict(case: &Case, produced: &[Produced]) -> Result<Errors> {
+    let mut worst = Errors::default();
+    let mut misses = Vec::new();
+    for run in produced {
+        let form = run.form;
+        for (name, want) in &case.outputs {
+            let judged = match run.outputs.get(name) {
+                None => Err(Failure("not produced".into())),
+                Some(got) => judge(got, want, case.tolerance_output),
+            };
+            match judged {
+                Ok(error) => worst.outputs = worst.outputs.max(error),
+                Err(failure) => misses.push(format!("form {form}: output.{name}: {failure}")),
+            }
+        }
+        for (name, want) in &case.grads {
+            let judged = match run.grads.get(name) {
+                None if zero(want) => Ok(0.0),
+                None => Err(Failure("not produced: the loss does not reach it".into())),
+                Some(got) => judge(got, want, case.tolerance_grad),
+            };
+            match judged {
+                Ok(error) => worst.gradients = Some(worst.gradients.unwrap_or(0.0).max(error)),
+                Err(failure) => misses.push(format!("form {form}: grad.{name}: {failure}")),
+            }
+        }
+    }
+    if misses.is_empty() { Ok(worst) } else { Err(Failure(misses.join("\n"))) }
+}
+
+/// Whether a gradient is nothing but zeros, so that having none is right.
+fn zero(want: &Array) -> bool {
+    match &want.values {
+        Values::Float(values) => values.iter().all(|value| *value == 0.0),
+        _ => false,
+    }
+}

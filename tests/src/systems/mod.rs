@@ -1,0 +1,54 @@
+//! What can be built and run: one row a component, one file a system.
+//!
+//! A further system adds its file here and its rows to [`TABLE`]'s parts.
+
+pub mod gla;
+pub mod hybrid_linear_attention;
+pub mod kimi_linear;
+mod scan;
+
+use burn::tensor::Device;
+
+use crate::{
+    case::Case,
+    evaluation::{Errors, Produced, verdict},
+    failure::{Failure, Result},
+};
+
+/// Builds a component from its case and runs it: one result for every form it has.
+pub type Run = fn(&Case, &Device) -> Result<Vec<Produced>>;
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The component, as the system's sheet names it.
+    pub component: &'static str,
+    /// Builds and runs it.
+    pub run: Run,
+}
+
+/// All systems with their components.
+pub const TABLE: &[(&str, &[Row])] = &[
+    ("gla", gla::ROWS),
+    ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("kimi-linear", kimi_linear::ROWS),
+];
+
+/// Builds, runs and judges a case.
+///
+/// # Errors
+///
+/// No row for the case's system and component, or whatever differs from the reference.
+pub fn check(case: &Case, device: &Device) -> Result<Errors> {
+    let row = TABLE
+        .iter()
+        .find(|(system, _)| *system == case.system)
+        .and_then(|(_, rows)| rows.iter().find(|row| row.component == case.component));
+    let Some(row) = row else {
+        return Err(Failure(format!(
+            "the table has no entry for system `{}`, component `{}`",
+            case.system, case.component
+        )));
+    };
+    verdict(case, &(row.run)(case, device)?)
+}
