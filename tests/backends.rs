@@ -130,15 +130,17 @@ fn check_elementwise_scan(problem: &ElementwiseProblem, arrays: &Arrays) -> Resu
 fn check_everywhere(reference: &Arrays, run: impl Fn(ScanForm, &Device) -> Arrays) -> Result<(), String> {
     let devices = devices::chosen_or_panic();
     let yardstick = run(ScanForm::Recurrent, &devices[0].device);
+    let mut misses = Vec::new();
     for device in &devices {
         for form in FORMS {
             let place = format!("{form:?} on {}", device.name);
             let results = run(form, &device.device);
-            compare(&format!("{place} against float64"), &results, reference)?;
-            compare(&format!("{place} against Recurrent on {}", devices[0].name), &results, &yardstick)?;
+            misses.extend(compare(&format!("{place} against float64"), &results, reference).err());
+            let other = format!("{place} against Recurrent on {}", devices[0].name);
+            misses.extend(compare(&other, &results, &yardstick).err());
         }
     }
-    Ok(())
+    if misses.is_empty() { Ok(()) } else { Err(misses.join("\n")) }
 }
 
 proptest! {
@@ -181,48 +183,64 @@ fn kinds() -> impl Iterator<Item = (DecayKind, bool)> {
         .flat_map(|decay| [false, true].map(|delta| (decay, delta)))
 }
 
-fn expect(place: &str, result: Result<(), String>) {
-    result.unwrap_or_else(|text| panic!("{place}: {text}"));
+/// What failed of a list of problems.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    fn note(&mut self, place: &str, result: Result<(), String>) {
+        self.0.extend(result.err().map(|text| format!("{place}: {text}")));
+    }
+
+    fn report(self) {
+        assert!(self.0.is_empty(), "{} failed:\n{}", self.0.len(), self.0.join("\n"));
+    }
 }
 
 #[test]
 fn widths_of_real_layers() {
+    let mut failures = Failures::default();
     for (key_dim, value_dim) in [(64, 64), (33, 65), (128, 32)] {
         for (decay, delta) in kinds() {
             let problem = Problem::new([2, 75, 2, key_dim, value_dim], decay, delta);
             let place = format!("K {key_dim}, V {value_dim}, {decay:?}, delta {delta}");
-            expect(&place, check_matrix_scan(&problem, &problem.draw()));
+            failures.note(&place, check_matrix_scan(&problem, &problem.draw()));
         }
     }
+    failures.report();
 }
 
 #[test]
 fn lengths_around_a_chunk() {
+    let mut failures = Failures::default();
     for time in [1, 63, 64, 65] {
         for (decay, delta) in kinds() {
             let problem = Problem::new([1, time, 1, 4, 3], decay, delta);
             let place = format!("T {time}, {decay:?}, delta {delta}");
-            expect(&place, check_matrix_scan(&problem, &problem.draw()));
+            failures.note(&place, check_matrix_scan(&problem, &problem.draw()));
         }
         let problem =
             ElementwiseProblem { batch: 1, time, dim: 5, has_state: true, cu_seqlens: None, seed: 3 };
         let arrays = problem.draw_with(spread_log_gate);
-        expect(&format!("T {time}, elementwise"), check_elementwise_scan(&problem, &arrays));
+        failures.note(&format!("T {time}, elementwise"), check_elementwise_scan(&problem, &arrays));
     }
+    failures.report();
 }
 
 #[test]
 fn a_thousand_steps() {
+    let mut failures = Failures::default();
     for (decay, delta) in [(DecayKind::PerKey, false), (DecayKind::PerHead, true), (DecayKind::PerKey, true)]
     {
         let problem = Problem::new([1, 1000, 1, 4, 4], decay, delta);
         let place = format!("{decay:?}, delta {delta}");
-        expect(&place, check_matrix_scan(&problem, &problem.draw()));
+        failures.note(&place, check_matrix_scan(&problem, &problem.draw()));
     }
     let problem =
         ElementwiseProblem { batch: 1, time: 1000, dim: 3, has_state: true, cu_seqlens: None, seed: 3 };
     let arrays = problem.draw_with(spread_log_gate);
-    expect("elementwise", check_elementwise_scan(&problem, &arrays));
+    failures.note("elementwise", check_elementwise_scan(&problem, &arrays));
+    failures.report();
 }
 
 /// Log decays at the ends of what a gate can say.
@@ -237,30 +255,34 @@ fn extreme_gates() -> [(&'static str, fn(&mut Draw) -> f64); 4] {
 
 #[test]
 fn extreme_decays() {
+    let mut failures = Failures::default();
     for (name, log_gate) in extreme_gates() {
         for (decay, delta) in kinds().filter(|(decay, _)| *decay != DecayKind::None) {
             let problem = Problem::new([1, 97, 2, 5, 3], decay, delta);
             let arrays = problem.draw_with(log_gate, |draw| draw.uniform(0.0, 2.0));
             let place = format!("{name}, {decay:?}, delta {delta}");
-            expect(&place, check_matrix_scan(&problem, &arrays));
+            failures.note(&place, check_matrix_scan(&problem, &arrays));
         }
         let problem =
             ElementwiseProblem { batch: 2, time: 97, dim: 4, has_state: true, cu_seqlens: None, seed: 5 };
         let arrays = problem.draw_with(log_gate);
-        expect(&format!("{name}, elementwise"), check_elementwise_scan(&problem, &arrays));
+        failures.note(&format!("{name}, elementwise"), check_elementwise_scan(&problem, &arrays));
     }
+    failures.report();
 }
 
 #[test]
 fn extreme_betas() {
+    let mut failures = Failures::default();
     for beta in [0.0, 1.0, 2.0] {
         for decay in [DecayKind::None, DecayKind::PerHead, DecayKind::PerKey] {
             let problem = Problem::new([1, 97, 2, 5, 3], decay, true);
             let arrays = problem.draw_with(spread_log_gate, |_| beta);
             let place = format!("beta {beta}, {decay:?}");
-            expect(&place, check_matrix_scan(&problem, &arrays));
+            failures.note(&place, check_matrix_scan(&problem, &arrays));
         }
     }
+    failures.report();
 }
 
 /// Small models that between them use every option of the layer.
@@ -307,7 +329,7 @@ fn stream(
     let batch = ids.shape()[0];
     let mut state = model.empty_state(batch, device);
     let (mut model, mut device, home) = (model, device.clone(), device.clone());
-    let mut logits = Vec::new();
+    let mut logits: Vec<Tensor<3>> = Vec::new();
     for ends in cuts.windows(2) {
         let tokens = Tensor::<2, Int>::from_data(ids.clone(), &device).narrow(1, ends[0], ends[1] - ends[0]);
         let (piece, next) = if ends[1] - ends[0] == 1 {

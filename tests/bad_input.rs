@@ -481,8 +481,10 @@ fn sequences_without_a_token() {
     on_every_device(|device| {
         let model = model().init(device);
         let ids = || Tensor::<2, Int>::zeros([1, 0], device);
-        refuses(&["0"], || model.forward(ids(), None));
-        refuses(&["0"], || model.prefill(ids(), model.empty_state(1, device)));
+        refuses(&["`input_ids`", "[1, 0]"], || model.forward(ids(), None));
+        refuses(&["`input_ids`", "[1, 0]"], || model.prefill(ids(), model.empty_state(1, device)));
+        let layer = layer().init(device);
+        refuses(&["`x`", "[1, 0, 16]"], || layer.forward_with_state(zeros([1, 0, 16], device), None, None));
     });
 }
 

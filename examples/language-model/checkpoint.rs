@@ -211,6 +211,7 @@ mod tests {
     }
 
     fn at_step(step: usize) -> Checkpoint {
+        let _alone = crate::random_numbers();
         Checkpoint {
             step,
             model: LinearConfig::new(3, 2).init(&Device::default()).into_record(),

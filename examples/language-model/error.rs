@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gatekit::core::probe::PlotError;
 use gatekit::core::{ConfigError, InputError};
 use gatekit::device::DeviceError;
 use gatekit::sequence::checkpoint::CheckpointError as PublishedError;
@@ -85,13 +86,16 @@ pub enum RunError {
         source: io::Error,
     },
     /// A plot cannot be drawn.
-    #[error("cannot draw {}: {reason}", path.display())]
+    #[error("cannot draw {}: {source}", path.display())]
     Plot {
         /// The picture.
         path: PathBuf,
-        /// What the plotting library said.
-        reason: String,
+        /// Why.
+        source: PlotError,
     },
+    /// Ctrl-C cannot be listened for.
+    #[error("cannot listen for interruption: {0}")]
+    Interrupt(#[from] ctrlc::Error),
     /// The terminal or pipe that the text goes to is gone.
     #[error("cannot write to the standard output: {0}")]
     Output(io::Error),

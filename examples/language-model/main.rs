@@ -58,3 +58,11 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Burn draws its random numbers from one generator for the whole process, so a test that seeds it, or draws from it,
+/// keeps the others from doing so meanwhile.
+#[cfg(test)]
+fn random_numbers() -> std::sync::MutexGuard<'static, ()> {
+    static GENERATOR: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn::prelude::*;
+use gatekit::core::probe::GateStatistics;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -38,27 +38,21 @@ pub struct GateRow {
     pub gate: String,
     /// Mean value; 1 is open.
     pub mean: f64,
+    /// Standard deviation of the values.
+    pub deviation: f64,
     /// Share of values below 0.1.
-    pub below_0_1: f64,
+    pub closed: f64,
     /// Share of values above 0.9.
-    pub above_0_9: f64,
+    pub open: f64,
+    /// Mean uncertainty, in bits.
+    pub entropy: f64,
 }
 
 impl GateRow {
-    /// Statistics of all `values` of one gate.
-    pub fn new<const D: usize>(step: usize, layer: usize, gate: &str, values: Tensor<D>) -> Self {
-        let values: Vec<f64> = values.into_data().iter::<f64>().collect();
-        let share = |of: fn(f64) -> bool| {
-            values.iter().filter(|&&value| of(value)).count() as f64 / values.len() as f64
-        };
-        Self {
-            step,
-            layer,
-            gate: gate.to_string(),
-            mean: values.iter().sum::<f64>() / values.len() as f64,
-            below_0_1: share(|value| value < 0.1),
-            above_0_9: share(|value| value > 0.9),
-        }
+    /// The statistics of one gate.
+    pub fn new(step: usize, layer: usize, gate: &str, statistics: &GateStatistics) -> Self {
+        let GateStatistics { mean, deviation, closed, open, entropy } = *statistics;
+        Self { step, layer, gate: gate.to_string(), mean, deviation, closed, open, entropy }
     }
 }
 

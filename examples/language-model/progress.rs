@@ -13,7 +13,9 @@ const LINES: usize = 20;
 pub struct Progress {
     bar: ProgressBar,
     steps: usize,
-    smooth_bits: Option<f64>,
+    /// Running mean of the bits per byte over about the last twenty steps.
+    smooth_bits: f64,
+    shown: usize,
     tokens: usize,
     time: Duration,
 }
@@ -28,17 +30,18 @@ impl Progress {
         let bar = ProgressBar::new(steps as u64).with_style(style).with_position(done as u64);
         bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, steps, smooth_bits: None, tokens: 0, time: Duration::ZERO }
+        Self { bar, steps, smooth_bits: 0.0, shown: 0, tokens: 0, time: Duration::ZERO }
     }
 
     /// Shows step `step` (counted from one), which took `time` for `tokens` tokens.
     pub fn step(&mut self, step: usize, loss: f32, bits: f64, tokens: usize, time: Duration) {
         self.tokens += tokens;
         self.time += time;
-        let smooth = self.smooth_bits.map_or(bits, |before| 0.95 * before + 0.05 * bits);
-        self.smooth_bits = Some(smooth);
+        self.shown += 1;
+        self.smooth_bits += (bits - self.smooth_bits) / self.shown.min(20) as f64;
         let message = format!(
-            "loss {loss:.3}  {smooth:.3} bits/byte  {:.0} tokens/s",
+            "loss {loss:.3}  {:.3} bits/byte  {:.0} tokens/s",
+            self.smooth_bits,
             self.tokens as f64 / self.time.as_secs_f64()
         );
         if self.bar.is_hidden() && (step.is_multiple_of(self.steps.div_ceil(LINES)) || step == self.steps) {

@@ -140,7 +140,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use burn::prelude::*;
+    use gatekit::core::ModuleConfig;
+    use gatekit::sequence::{GlaConfig, load_pretrained};
 
     use super::*;
     use crate::data::TextIdentity;
@@ -163,11 +165,31 @@ mod tests {
         let path = root.path().join("run");
         for seed in 1..=3 {
             let folder = RunFolder::create(&path).expect("created");
-            folder.write_config(&json!({ "run": record(seed) })).expect("written");
+            folder.write_config(&GlaConfig::new(256, 16, 1), &record(seed)).expect("written");
             assert_eq!(RunFolder::open(&path).expect("a run").1, record(seed));
         }
         let previous = RunFolder::open(&root.path().join("run.previous")).expect("a run");
         assert_eq!(previous.1, record(2));
+    }
+
+    #[test]
+    fn the_library_loads_the_folder() {
+        let _alone = crate::random_numbers();
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let folder = RunFolder::create(&root.path().join("run")).expect("created");
+        let config = GlaConfig::new(256, 16, 1).with_intermediate_size(Some(32));
+        let model = config.init(&Device::default());
+        folder.write_config(&config, &record(1)).expect("written");
+        folder.write_weights(&config, &model).expect("written");
+
+        let (loaded_config, loaded) =
+            load_pretrained::<GlaConfig>(folder.path(), &Device::default()).expect("loads");
+        assert_eq!(loaded_config.hidden_size, 16);
+        let weights =
+            |model: &gatekit::sequence::GlaForCausalLm| model.model.embeddings.weight.val().into_data();
+        assert_eq!(weights(&loaded), weights(&model));
+        // And it is still the folder of a run.
+        assert_eq!(RunFolder::open(folder.path()).expect("a run").1, record(1));
     }
 
     #[test]

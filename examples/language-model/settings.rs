@@ -89,8 +89,8 @@ impl Settings {
         heads: 2,
         context: 64,
         batch_size: 8,
-        steps: 30,
-        warmup: 5,
+        steps: 60,
+        warmup: 10,
         ..Self::DEFAULT
     };
 

@@ -27,14 +27,14 @@ pub struct AttentionOptions {
     /// Sliding window w, at least 1: query i sees keys j with `0 <= i - j < w`. `None` (the default): all.
     pub window: Option<usize>,
     /// Queries computed at a time, at least 1. It bounds the scores held in memory to `block_size`
-    /// rows a head and never changes the result. Default 512. Under autodiff the scores of all
+    /// rows a head and never changes the result. Default 256. Under autodiff the scores of all
     /// blocks are kept for the backward pass.
     pub block_size: usize,
 }
 
 impl Default for AttentionOptions {
     fn default() -> Self {
-        Self { scale: None, window: None, block_size: 512 }
+        Self { scale: None, window: None, block_size: 256 }
     }
 }
 
@@ -150,9 +150,9 @@ fn hidden(
     let device = &device.clone().inner();
     let later = (rows > 1).then(|| Tensor::tril_mask([1, 1, rows, reach], offset as i64, device));
     // The last query has the most keys behind its window.
-    let earlier = window.filter(|window| offset + rows > *window).map(|window| {
-        Tensor::triu_mask([1, 1, rows, reach], offset as i64 - window as i64 + 1, device)
-    });
+    let earlier = window
+        .filter(|window| offset + rows > *window)
+        .map(|window| Tensor::triu_mask([1, 1, rows, reach], offset as i64 - window as i64 + 1, device));
     let mask = match (later, earlier) {
         (Some(later), Some(earlier)) => later.bool_or(earlier),
         (Some(mask), None) | (None, Some(mask)) => mask,
@@ -323,10 +323,8 @@ impl RotaryEmbedding {
         let x = widen(x);
         let (cos, sin) = (cos.reshape([1, time, 1, half]), sin.reshape([1, time, 1, half]));
         let (first, second) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
-        let mut parts = vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ];
+        let mut parts =
+            vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
         if width > self.dim {
             parts.push(x.narrow(3, self.dim, width - self.dim));
         }
@@ -356,8 +354,7 @@ impl RotaryEmbedding {
 
     fn compute(&self, first: usize, count: usize, dtype: DType, device: &Device) -> RotaryTable {
         let half = self.dim / 2;
-        let rates: Vec<f64> =
-            (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64)).collect();
+        let rates: Vec<f64> = (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64)).collect();
         let (sin, cos): (Vec<f64>, Vec<f64>) = (first..first + count)
             .flat_map(|position| rates.iter().map(move |rate| (position as f64 * rate).sin_cos()))
             .unzip();
@@ -402,7 +399,11 @@ impl ModuleConfig for CausalAttentionConfig {
             return Err(ConfigError::new("hidden_size", hidden, need));
         }
         if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(ConfigError::new("num_kv_heads", kv_heads, format!("a divisor of num_heads = {heads}")));
+            return Err(ConfigError::new(
+                "num_kv_heads",
+                kv_heads,
+                format!("a divisor of num_heads = {heads}"),
+            ));
         }
         if self.window_size == Some(0) {
             return Err(ConfigError::new("window_size", 0, "at least 1, or null for all tokens"));
@@ -740,6 +741,24 @@ mod tests {
     }
 
     #[test]
+    fn half_precision_is_normalised_in_float32() {
+        for device in devices().into_iter().filter(|device| device.supports_dtype(DType::F16)) {
+            let tensor = |seed: f64| float32(&ramp(64 * 2, seed), [1, 64, 1, 2], &device);
+            let (q, k, v) = (tensor(2.0), tensor(1.5), tensor(1.0));
+            let options = AttentionOptions { block_size: 16, ..AttentionOptions::default() };
+            let exact = values(causal_attention(q.clone(), k.clone(), v.clone(), &options, None));
+            let half = |x: Tensor<4>| x.cast(DType::F16);
+            let got = causal_attention(half(q.clone()), half(k), half(v), &options, None);
+            assert_eq!(got.dtype(), DType::F16);
+            assert_close(&values(got), &exact, 5e-3);
+            let rotary = RotaryEmbedding::new(2, 10000.0).unwrap();
+            let rotated = rotary.apply(half(q.clone()), 3000);
+            assert_eq!(rotated.dtype(), DType::F16);
+            assert_close(&values(rotated), &values(rotary.apply(q, 3000)), 3e-3);
+        }
+    }
+
+    #[test]
     fn weights_sum_to_one_and_give_the_output() {
         for device in devices() {
             let q = float32(&ramp(2 * 5 * 4 * 2, 2.0), [2, 5, 4, 2], &device);
@@ -749,7 +768,8 @@ mod tests {
             let weights = attention_weights(q.clone(), k.clone(), &options);
             assert_eq!(weights.dims(), [2, 4, 5, 6]);
             assert_close(&values(weights.clone().sum_dim(3)), &[1.0; 40], 1e-6);
-            let repeated = v.clone().swap_dims(1, 2).unsqueeze_dim::<5>(2).repeat_dim(2, 2).reshape([2, 4, 6, 2]);
+            let repeated =
+                v.clone().swap_dims(1, 2).unsqueeze_dim::<5>(2).repeat_dim(2, 2).reshape([2, 4, 6, 2]);
             let expected = weights.matmul(repeated).swap_dims(1, 2);
             assert_close(&values(causal_attention(q, k, v, &options, None)), &values(expected), 1e-6);
         }
@@ -760,7 +780,8 @@ mod tests {
         let options = AttentionOptions { window: Some(3), block_size: 2, ..AttentionOptions::default() };
         for device in devices() {
             for cu_seqlens in [None, Some(vec![0, 2, 5])] {
-                let boundaries = cu_seqlens.map(|cu_seqlens: Vec<usize>| Boundaries::new(&cu_seqlens, 5).unwrap());
+                let boundaries =
+                    cu_seqlens.map(|cu_seqlens: Vec<usize>| Boundaries::new(&cu_seqlens, 5).unwrap());
                 let (q, k, v) = (ramp(20, 1.0), ramp(10, 1.2), ramp(10, 0.9));
                 let loss = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
                     let weight = float64(&ramp(20, 1.3), [1, 5, 2, 2], &device);
@@ -799,7 +820,11 @@ mod tests {
                         }
                     })
                     .collect();
-                assert_close(&values(rotary.apply(float32(&x, [1, 3, heads, width], &device), offset)), &expected, 1e-6);
+                assert_close(
+                    &values(rotary.apply(float32(&x, [1, 3, heads, width], &device), offset)),
+                    &expected,
+                    1e-6,
+                );
                 let exact = rotary.apply(float64(&x, [1, 3, heads, width], &device), offset);
                 assert_close(&values(exact), &expected, 1e-12);
             }
@@ -863,7 +888,7 @@ mod tests {
             let got = layer.forward(x.clone(), Some(&packing));
             let first = layer.forward(x.clone().narrow(0, 0, 1).narrow(1, 2, 3), None);
             let second = layer.forward(x.narrow(0, 1, 1).narrow(1, 0, 4), None);
-            let zeros = |steps| vec![0.0; steps * 8];
+            let zeros = |steps: usize| vec![0.0; steps * 8];
             let expected = [zeros(2), values(first), values(second), zeros(1)].concat();
             assert_close(&values(got), &expected, 1e-6);
         }

@@ -258,8 +258,7 @@ mod tests {
         let y = (0..x.len())
             .map(|i| {
                 let (t, c) = (i / CHANNELS, i % CHANNELS);
-                let sum: f64 =
-                    (0..taps).map(|j| weight[c * taps + j] * all[(t + j) * CHANNELS + c]).sum();
+                let sum: f64 = (0..taps).map(|j| weight[c * taps + j] * all[(t + j) * CHANNELS + c]).sum();
                 let sum = sum + bias.map_or(0.0, |bias| bias[c]);
                 if silu { sum / (1.0 + (-sum).exp()) } else { sum }
             })
@@ -281,7 +280,8 @@ mod tests {
     #[test]
     fn matches_a_computation_by_hand_at_every_length() {
         for device in devices() {
-            for (taps, bias, silu) in [(4, true, true), (4, false, false), (1, true, false), (2, false, true)] {
+            for (taps, bias, silu) in [(4, true, true), (4, false, false), (1, true, false), (2, false, true)]
+            {
                 let (layer, weight, offsets) = layer(taps, bias, silu, &device);
                 let offsets = bias.then_some(offsets.as_slice());
                 // Sequences shorter than the history keep part of it.
@@ -412,7 +412,9 @@ mod tests {
             assert!(weights.iter().all(|weight| weight.abs() <= 0.5));
             assert!(weights.iter().any(|weight| weight.abs() > 0.4));
             let biases = values(layer.bias.unwrap().val());
-            assert!(biases.iter().all(|bias| bias.abs() <= 0.5) && biases.iter().any(|bias| bias.abs() > 0.3));
+            assert!(
+                biases.iter().all(|bias| bias.abs() <= 0.5) && biases.iter().any(|bias| bias.abs() > 0.3)
+            );
         }
     }
 

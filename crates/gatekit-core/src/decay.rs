@@ -5,8 +5,8 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
-use crate::gate::sigmoid;
 use crate::common::{assert_broadcasts, widen};
+use crate::gate::sigmoid;
 
 /// `log(sigmoid(z)) = min(z, 0) - log1p(exp(-|z|))`, element by element; half precision in float32.
 pub fn log_sigmoid_stable<const D: usize>(logits: Tensor<D>) -> Tensor<D> {
@@ -70,8 +70,8 @@ pub fn lower_bounded_log_gate<const D: usize>(logits: Tensor<D>, lower_bound: Te
     let negative = z.clone().lower_elem(0.0);
     let magnitude = z.clone().mask_where(negative.clone(), z.neg());
     let e = magnitude.neg().exp();
-    let open = (e.clone() * bound.clone().neg().add_scalar(1.0))
-        / (e.clone() * bound.clone()).add_scalar(1.0);
+    let open =
+        (e.clone() * bound.clone().neg().add_scalar(1.0)) / (e.clone() * bound.clone()).add_scalar(1.0);
     let closing = (e.clone() + bound).clamp_min(smallest).log() - e.log1p();
     open.log1p().neg().mask_where(negative, closing)
 }
@@ -115,7 +115,12 @@ pub fn softplus_decay(z: Tensor<4>, a_log: Tensor<1>, dt_bias: Option<Tensor<1>>
 /// # Panics
 ///
 /// When the sizes do not fit, or unless `lower_bound < 0`.
-pub fn bounded_decay(z: Tensor<4>, a_log: Tensor<1>, dt_bias: Option<Tensor<1>>, lower_bound: f64) -> Tensor<4> {
+pub fn bounded_decay(
+    z: Tensor<4>,
+    a_log: Tensor<1>,
+    dt_bias: Option<Tensor<1>>,
+    lower_bound: f64,
+) -> Tensor<4> {
     assert!(lower_bound < 0.0, "bounded_decay: `lower_bound` {lower_bound} must be below 0");
     let (z, rate) = biased("bounded_decay", z, a_log, dt_bias);
     sigmoid(z * rate).mul_scalar(lower_bound)
@@ -201,7 +206,10 @@ mod tests {
     #[track_caller]
     fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64) {
         for (got, expected) in got.iter().zip(expected) {
-            assert!((got - expected).abs() <= tolerance * expected.abs() + 1e-37, "got {got}, expected {expected}");
+            assert!(
+                (got - expected).abs() <= tolerance * expected.abs() + 1e-37,
+                "got {got}, expected {expected}"
+            );
         }
     }
 
@@ -232,10 +240,8 @@ mod tests {
         for device in devices() {
             for bound in [0.0, 1e-6, 0.1, 0.5, 0.999] {
                 let expected: Vec<f64> = LOGITS.iter().map(|z| bounded(*z, bound)).collect();
-                let exact = lower_bounded_log_gate(
-                    float64(&LOGITS, [11], &device),
-                    float64(&[bound], [1], &device),
-                );
+                let exact =
+                    lower_bounded_log_gate(float64(&LOGITS, [11], &device), float64(&[bound], [1], &device));
                 assert_relative(&values(exact), &expected, 1e-11);
                 let single = values(lower_bounded_log_gate(
                     float32(&LOGITS, [11], &device),
@@ -246,8 +252,7 @@ mod tests {
                 let floored: Vec<f64> = expected.iter().map(|g| g.max(floor)).collect();
                 assert_relative(&single, &floored, if bound > 0.9 { 1e-4 } else { 2e-6 });
 
-                let written: Vec<f64> =
-                    LOGITS.iter().map(|z| (1.0 - bound) / (1.0 + z.exp())).collect();
+                let written: Vec<f64> = LOGITS.iter().map(|z| (1.0 - bound) / (1.0 + z.exp())).collect();
                 let write = lower_bounded_write_gate(
                     float64(&LOGITS, [11], &device),
                     float64(&[bound], [1], &device),
@@ -271,7 +276,9 @@ mod tests {
             }
             // With respect to the bound.
             let z = float64(&[-100.0, 0.0, 100.0, 1.0], [4], &device);
-            check_gradients(&[0.1, 0.5, 0.9, 0.3], [4], &device, |bound| lower_bounded_log_gate(z.clone(), bound));
+            check_gradients(&[0.1, 0.5, 0.9, 0.3], [4], &device, |bound| {
+                lower_bounded_log_gate(z.clone(), bound)
+            });
         }
     }
 
@@ -333,7 +340,9 @@ mod tests {
             check_gradients(&[0.3, -0.7], [2], &device, |a| softplus_decay(z.clone(), a, None));
             let moderate = float64(&ramp(8, 2.0), [1, 2, 2, 2], &device);
             check_gradients(&[0.3, -0.7], [2], &device, |a| bounded_decay(moderate.clone(), a, None, -5.0));
-            check_gradients(&ramp(4, 1.0), [4], &device, |bias| softplus_decay(z.clone(), a.clone(), Some(bias)));
+            check_gradients(&ramp(4, 1.0), [4], &device, |bias| {
+                softplus_decay(z.clone(), a.clone(), Some(bias))
+            });
         }
     }
 
@@ -353,8 +362,7 @@ mod tests {
             let weights: Vec<f64> = (0..4).map(|layer| raw[layer * 3 + column].exp()).collect();
             let total: f64 = weights.iter().sum();
             for layer in 1..4 {
-                expected[layer * 3 + column] =
-                    expected[(layer - 1) * 3 + column] + weights[layer] / total;
+                expected[layer * 3 + column] = expected[(layer - 1) * 3 + column] + weights[layer] / total;
             }
         }
         for device in devices() {

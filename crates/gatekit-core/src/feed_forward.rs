@@ -23,7 +23,9 @@ impl ModuleConfig for SwiGluConfig {
     type Module = SwiGlu;
 
     fn try_init(&self, device: &Device) -> Result<SwiGlu, ConfigError> {
-        for (field, size) in [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)] {
+        for (field, size) in
+            [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)]
+        {
             if size == 0 {
                 return Err(ConfigError::new(field, size, "at least 1"));
             }

@@ -14,11 +14,11 @@ use burn::nn::Linear;
 use burn::tensor::{DType, Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
+use crate::common::{assert_broadcasts, widen};
 use crate::config::ModuleConfig;
 use crate::decay::log_sigmoid_stable;
 use crate::error::ConfigError;
 use crate::init;
-use crate::common::{assert_broadcasts, widen};
 
 /// How logits become gate values.
 ///
@@ -69,7 +69,8 @@ impl GateActivation {
         let lower = name.trim().to_lowercase();
         let unknown = || {
             let names: Vec<_> = Self::PLAIN.iter().map(Self::name).collect();
-            let need = format!("one of {}, or sigmoid or tanh over a temperature: sigmoid/0.5", names.join(", "));
+            let need =
+                format!("one of {}, or sigmoid or tanh over a temperature: sigmoid/0.5", names.join(", "));
             ConfigError::new("activation", format!("`{name}`"), need)
         };
         let parsed = match lower.split_once('/') {
@@ -179,11 +180,7 @@ pub fn sigmoid<const D: usize>(logits: Tensor<D>) -> Tensor<D> {
 ///
 /// When the shapes do not broadcast.
 pub fn lower_bounded_gate<const D: usize>(logits: Tensor<D>, lower_bound: Tensor<D>) -> Tensor<D> {
-    assert_broadcasts(
-        "lower_bounded_gate",
-        ("lower_bound", lower_bound.dims()),
-        ("logits", logits.dims()),
-    );
+    assert_broadcasts("lower_bounded_gate", ("lower_bound", lower_bound.dims()), ("logits", logits.dims()));
     let open = lower_bound.clone().neg().add_scalar(1.0);
     lower_bound + open * sigmoid(logits)
 }
@@ -526,7 +523,9 @@ mod tests {
         let device = devices().remove(0);
         for activation in all() {
             // Away from the corners of the hard sigmoid and of the rectifier.
-            check_gradients(&[-100.0, -4.0, -0.7, 0.3, 2.0, 5.0, 100.0], [7], &device, |z| activation.apply(z));
+            check_gradients(&[-100.0, -4.0, -0.7, 0.3, 2.0, 5.0, 100.0], [7], &device, |z| {
+                activation.apply(z)
+            });
         }
         check_gradients(&[0.0], [1], &device, sigmoid);
         check_gradients(&[0.0], [1], &device, |z| GateActivation::Swish.apply(z));
@@ -543,12 +542,18 @@ mod tests {
         for bad in ["", "sigmoidal", "sigmoid/0", "tanh/-1", "sigmoid/inf", "relu/2", "sigmoid/x"] {
             assert_eq!(GateActivation::parse(bad).unwrap_err().field, "activation", "{bad}");
         }
-        assert!(GateActivation::TemperedTanh(0.0).check("gate_fn").unwrap_err().to_string().contains("gate_fn"));
+        assert!(
+            GateActivation::TemperedTanh(0.0).check("gate_fn").unwrap_err().to_string().contains("gate_fn")
+        );
     }
 
     fn serde_roundtrip(activation: GateActivation) -> GateActivation {
         let config = OutputGateConfig::new(1, 1).with_activation(activation);
-        let path = std::env::temp_dir().join(format!("gatekit-gate-{}-{}.json", std::process::id(), activation.name()));
+        let path = std::env::temp_dir().join(format!(
+            "gatekit-gate-{}-{}.json",
+            std::process::id(),
+            activation.name()
+        ));
         config.save(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(&format!("\"{activation}\"")), "{text}");
@@ -678,8 +683,7 @@ mod tests {
 
             let mut channels = TanhGateConfig::new().with_channels(Some(3)).init(&device);
             channels.gate = Param::from_data(TensorData::from([0.5f32, -1.0, 2.0]), &device);
-            let expected: Vec<f64> =
-                (0..6).map(|i| update[i] * [0.5f64, -1.0, 2.0][i % 3].tanh()).collect();
+            let expected: Vec<f64> = (0..6).map(|i| update[i] * [0.5f64, -1.0, 2.0][i % 3].tanh()).collect();
             assert_close(&values(channels.forward(update_tensor)), &expected, 1e-6);
         }
     }
@@ -688,7 +692,8 @@ mod tests {
     fn modules_gate_by_a_projection() {
         for device in devices() {
             let gate = OutputGateConfig::new(2, 3).with_bias(true).init(&device);
-            let (x, input) = (float32(&ramp(6, 1.0), [2, 3], &device), float32(&ramp(4, 2.0), [2, 2], &device));
+            let (x, input) =
+                (float32(&ramp(6, 1.0), [2, 3], &device), float32(&ramp(4, 2.0), [2, 2], &device));
             let expected = x.clone() * gate.gate(input.clone());
             assert_eq!(values(gate.forward(x, input)), values(expected));
 

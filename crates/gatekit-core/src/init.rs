@@ -27,7 +27,7 @@ pub fn embedding(vocab_size: usize, dim: usize, device: &Device) -> Embedding {
 /// `A_log = log U(low, high)`, one value a head, `[heads]`.
 ///
 /// The decay gate's rate is `exp(A_log)`; Kimi Delta Attention draws it from (1, 16), the gated
-/// delta rule from (0, 16).
+/// delta rule from (0, 16). Rates are held at 1e-4 and above.
 ///
 /// # Panics
 ///

@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// The CPU devices that are compiled in.
+#[allow(deprecated)] // NdArray is deprecated upstream and supported here.
 pub(crate) fn devices() -> Vec<Device> {
     let devices = vec![
         #[cfg(feature = "ndarray")]
@@ -70,4 +71,10 @@ pub(crate) fn check_gradients<const D: usize, const E: usize>(
         })
         .collect();
     assert_close(&got, &expected, 1e-7);
+}
+
+#[test]
+#[cfg(feature = "flex")]
+fn half_precision_is_tested_somewhere() {
+    assert!(devices().iter().any(|device| device.supports_dtype(DType::F16)));
 }

@@ -10,6 +10,8 @@
 // Burn marks its `NdArray` backend as deprecated; this library supports it.
 #![allow(deprecated)]
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cpu;
 mod portable;
 mod primitive;
 pub mod scan;

@@ -222,8 +222,8 @@ impl<M: TokenMixer> CausalModel<M> {
         };
         let layers = (0..size.num_hidden_layers).map(block).collect::<Result<_, ConfigError>>()?;
         let embeddings = init::embedding(size.vocab_size, size.hidden_size, device);
-        let lm_head =
-            (!size.tie_word_embeddings).then(|| init::linear(size.hidden_size, size.vocab_size, false, device));
+        let lm_head = (!size.tie_word_embeddings)
+            .then(|| init::linear(size.hidden_size, size.vocab_size, false, device));
         Ok(Self { model: Backbone { embeddings, layers, norm: norm()? }, lm_head })
     }
 
@@ -277,7 +277,9 @@ impl<M: TokenMixer> StreamingLm for CausalModel<M> {
     type State = ModelState<M::State>;
 
     fn empty_state(&self, batch: usize, device: &Device) -> Self::State {
-        ModelState { layers: self.model.layers.iter().map(|block| block.attn.empty_state(batch, device)).collect() }
+        ModelState {
+            layers: self.model.layers.iter().map(|block| block.attn.empty_state(batch, device)).collect(),
+        }
     }
 
     fn check_state(&self, state: &Self::State, batch: usize) -> Result<(), InputError> {
@@ -353,7 +355,10 @@ impl<S: MixerState> StreamState for ModelState<S> {
     fn save(&self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
         let tensors: NamedTensors = (self.layers.iter().enumerate())
             .flat_map(|(index, layer)| {
-                layer.to_tensors().into_iter().map(move |(name, data)| (format!("layers.{index}.{name}"), data))
+                layer
+                    .to_tensors()
+                    .into_iter()
+                    .map(move |(name, data)| (format!("layers.{index}.{name}"), data))
             })
             .collect();
         let metadata = HashMap::from([
@@ -373,7 +378,8 @@ impl<S: MixerState> StreamState for ModelState<S> {
                 return Err(CheckpointError::malformed(path, format!("`{key}` is {got}, need {need}")));
             }
         }
-        let mut layers: Vec<NamedTensors> = match file.metadata("layers").and_then(|count| count.parse().ok()) {
+        let mut layers: Vec<NamedTensors> = match file.metadata("layers").and_then(|count| count.parse().ok())
+        {
             Some(count @ 1..=MAX_LAYERS) => vec![BTreeMap::new(); count],
             _ => return Err(CheckpointError::malformed(path, "`layers` is not a number of layers")),
         };

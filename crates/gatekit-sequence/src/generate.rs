@@ -138,11 +138,11 @@ impl<M: StreamingLm> Generation<M> {
 
     /// Feeds the token that was handed out last.
     fn catch_up(&mut self) {
-        if let (Some(token), Some(state)) = (self.pending.take(), self.state.take()) {
-            let (scores, state) = self.model.step(ids(&[token], &self.device), state);
-            self.logits = to_host(scores);
-            self.state = Some(state);
-        }
+        let Some(token) = self.pending.take() else { return };
+        let state = self.state.take().expect("no step is running");
+        let (scores, state) = self.model.step(ids(&[token], &self.device), state);
+        self.logits = to_host(scores);
+        self.state = Some(state);
     }
 }
 
@@ -221,7 +221,8 @@ impl Sampler {
             tokens.truncate(self.top_k);
         }
         tokens.sort_unstable_by(best_first);
-        let weight = |token: &usize| ((f64::from(logits[*token]) - f64::from(logits[best])) / self.temperature).exp();
+        let weight =
+            |token: &usize| ((f64::from(logits[*token]) - f64::from(logits[best])) / self.temperature).exp();
         let mut weights: Vec<f64> = tokens.iter().map(weight).collect();
         let nucleus = self.top_p * weights.iter().sum::<f64>();
         let mut total = 0.0;

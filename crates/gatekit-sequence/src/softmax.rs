@@ -5,7 +5,7 @@
 //! unless a window bounds it.
 
 use burn::config::Config;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use gatekit_core::attention::{CausalAttention, CausalAttentionConfig, KvCache};
 use gatekit_core::sequence::Packing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig};
@@ -103,5 +103,76 @@ impl PretrainedConfig for SoftmaxConfig {
         json["architectures"] = json!([ARCHITECTURE]);
         json["hidden_act"] = json!("swish");
         json
+    }
+}
+
+impl TokenMixer for CausalAttention {
+    type State = KvCache;
+
+    fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
+        Self::forward(self, x, packing)
+    }
+
+    fn prefill(&self, x: Tensor<3>, state: KvCache) -> (Tensor<3>, KvCache) {
+        Self::prefill(self, x, state)
+    }
+
+    fn step(&self, x: Tensor<2>, state: KvCache) -> (Tensor<2>, KvCache) {
+        Self::step(self, x, state)
+    }
+
+    fn empty_state(&self, batch: usize, device: &Device) -> KvCache {
+        self.empty_cache(batch, device)
+    }
+
+    fn check_state(&self, state: &KvCache, batch: usize) -> Result<(), InputError> {
+        let [_, _, heads, head_dim] = self.empty_cache(batch, &state.keys.device()).keys.dims();
+        let need = [batch, state.len(), heads, head_dim];
+        check_shape("keys", &state.keys.dims(), &need)?;
+        check_shape("values", &state.values.dims(), &need)
+    }
+}
+
+impl MixerState for KvCache {
+    const MIXER: &'static str = "softmax_attention";
+
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        Self::to_device(self, device)
+    }
+
+    fn to_tensors(&self) -> NamedTensors {
+        NamedTensors::from([
+            ("keys".to_string(), state_data(&self.keys)),
+            ("values".to_string(), state_data(&self.values)),
+            ("position".to_string(), TensorData::from([self.position as i64])),
+        ])
+    }
+
+    fn from_tensors(mut tensors: NamedTensors, device: &Device) -> Result<Self, TensorError> {
+        let mut batch = None;
+        let keys: Tensor<4> = take_state_tensor(&mut tensors, "keys", &mut batch, device)?;
+        let values: Tensor<4> = take_state_tensor(&mut tensors, "values", &mut batch, device)?;
+        if keys.dims() != values.dims() {
+            let (got, need) = (values.dims().to_vec(), format!("{:?}, as the keys", keys.dims()));
+            return Err(TensorError::new("values", TensorProblem::Shape { got, need }));
+        }
+        let position =
+            tensors.remove("position").ok_or_else(|| TensorError::new("position", TensorProblem::Missing))?;
+        no_more_tensors(tensors)?;
+        let held = keys.dims()[1];
+        match position.as_slice::<i64>() {
+            Ok(&[position]) if usize::try_from(position).is_ok_and(|position| position >= held) => {
+                Ok(Self { keys, values, position: position as usize })
+            }
+            _ => {
+                let (got, need) =
+                    (position.to_string(), format!("one integer of at least {held}, the tokens held"));
+                Err(TensorError::new("position", TensorProblem::Value { got, need }))
+            }
+        }
     }
 }

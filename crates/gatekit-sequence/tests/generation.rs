@@ -53,7 +53,10 @@ fn the_prompt_may_be_read_in_pieces() {
     let config = GenerateConfig::new(8).with_seed(5);
     let want = collect(generate(&model, &prompt, &config).unwrap());
     for size in [1, 7, 20] {
-        assert_eq!(collect(generate(&model, &prompt, &config.clone().with_prefill_size(size)).unwrap()), want);
+        assert_eq!(
+            collect(generate(&model, &prompt, &config.clone().with_prefill_size(size)).unwrap()),
+            want
+        );
     }
 }
 
@@ -63,7 +66,7 @@ fn generation_stops() {
     let model = lively(&plain(), &device);
     let tokens = collect(generate(&model, &[3], &greedy(9)).unwrap());
     assert_eq!(tokens.len(), 9);
-    assert_eq!(collect(generate(&model, &[3], &greedy(0)).unwrap()), []);
+    assert!(generate(&model, &[3], &greedy(0)).unwrap().next().is_none());
     let end = tokens[4];
     let first = tokens.iter().position(|&token| token == end).unwrap();
     let config = greedy(9).with_eos_token_id(Some(end));

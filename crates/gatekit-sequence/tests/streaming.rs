@@ -4,14 +4,18 @@ mod support;
 
 use burn::tensor::{Bool, Device, Int, Tensor};
 use gatekit_core::ModuleConfig;
-use gatekit_sequence::SoftmaxConfig;
 use gatekit_sequence::checkpoint::{CheckpointError, TensorProblem};
 use gatekit_sequence::lm::{CausalLm, StreamState, StreamingLm};
+use gatekit_sequence::{GlaConfig, SoftmaxConfig};
 use proptest::prelude::*;
 use support::*;
 
 /// Logits of every position when `ids` comes in pieces; a piece of one token is a step.
-fn in_pieces<M: StreamingLm>(model: &M, ids: &Tensor<2, Int>, pieces: &[usize]) -> (Vec<Tensor<3>>, M::State) {
+fn in_pieces<M: StreamingLm>(
+    model: &M,
+    ids: &Tensor<2, Int>,
+    pieces: &[usize],
+) -> (Vec<Tensor<3>>, M::State) {
     let [batch, _] = ids.dims();
     let mut state = model.empty_state(batch, &ids.device());
     let mut logits = Vec::new();
@@ -70,7 +74,7 @@ fn softmax_attention_streams_too() {
                 .with_num_kv_heads(Some(2))
                 .with_intermediate_size(Some(24))
                 .with_window_size(window);
-            let model = config.init(&device);
+            let model = enlivened(config.init(&device));
             for pieces in [&[1; 14][..], &[9, 1, 1, 12], &[3, 3, 3], &[20]] {
                 assert_streams(&model, &device, pieces, &config.to_string());
             }
@@ -207,10 +211,11 @@ fn a_saved_state_continues() {
 fn states_that_do_not_fit_are_refused() {
     let device = Device::flex();
     let model = plain().init(&device);
-    let field = |state: &gatekit_sequence::gla::GlaState, batch| model.check_state(state, batch).unwrap_err().field;
+    let field =
+        |state: &gatekit_sequence::gla::GlaState, batch| model.check_state(state, batch).unwrap_err().field;
 
     assert_eq!(field(&model.empty_state(1, &device), 2), "state.layers.0.recurrent");
-    let deeper = plain().with_num_hidden_layers(3).init(&device);
+    let deeper = GlaConfig { num_hidden_layers: 3, ..plain() }.init(&device);
     assert_eq!(field(&deeper.empty_state(1, &device), 1), "state");
     let wider = plain().with_expand_v(2.0).init(&device);
     assert_eq!(field(&wider.empty_state(1, &device), 1), "state.layers.0.recurrent");
@@ -253,7 +258,8 @@ fn damaged_states_are_refused() {
         let mut file = SafetensorsFile::open(&path).unwrap();
         let tensors: NamedTensors =
             file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap())).collect();
-        let metadata = ["format", "mixer", "layers"].map(|key| (key.to_string(), file.metadata(key).unwrap().into()));
+        let metadata =
+            ["format", "mixer", "layers"].map(|key| (key.to_string(), file.metadata(key).unwrap().into()));
         (tensors, metadata)
     };
     let edited = |edit: &dyn Fn(&mut NamedTensors)| {

@@ -78,7 +78,7 @@ fn open(kind: &str, index: Option<usize>) -> Option<Device> {
         #[cfg(feature = "flex")]
         "flex" => Some(Device::flex()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Some(Device::wgpu(adapter(index))),
+        "wgpu" => Some(wgpu(index)),
         #[cfg(feature = "vulkan")]
         "vulkan" => Some(Device::vulkan(adapter(index))),
         #[cfg(feature = "metal")]
@@ -89,10 +89,19 @@ fn open(kind: &str, index: Option<usize>) -> Option<Device> {
     }
 }
 
+/// The preferred adapter, on the graphics API and with the shader compiler that suit it best.
 #[cfg(feature = "wgpu")]
+fn wgpu(index: Option<usize>) -> Device {
+    match index {
+        None => Device::new(burn_wgpu::WgpuDevice::default()),
+        Some(index) => Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(index)),
+    }
+}
+
+#[cfg(any(feature = "vulkan", feature = "metal"))]
 fn adapter(index: Option<usize>) -> burn::tensor::DeviceKind {
     use burn::tensor::DeviceKind;
-    index.map_or(DeviceKind::DefaultDevice, |index| DeviceKind::DiscreteGpu(index.into()))
+    index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)
 }
 
 #[cfg(test)]

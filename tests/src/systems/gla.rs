@@ -2,11 +2,7 @@
 
 use burn::tensor::Device;
 use gatekit::{
-    core::{
-        ModuleConfig,
-        scan::{ScanForm, gated_linear_attention},
-        sequence::Packing,
-    },
+    core::{ModuleConfig, scan::gated_linear_attention, sequence::Packing},
     sequence::{GatedLinearAttentionConfig, GlaConfig, gla::GlaLayerState, lm::CausalLm},
 };
 
@@ -39,7 +35,7 @@ fn run_scan(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 /// The layer's fields; `norm_eps` has another default in the model.
-fn layer(fields: &mut Fields<'_>, norm_eps: f64, form: ScanForm) -> Result<GatedLinearAttentionConfig> {
+fn layer(fields: &mut Fields<'_>, norm_eps: f64) -> Result<GatedLinearAttentionConfig> {
     let (chunk_size, sub_chunk_size) = scan::tiling(fields, true)?;
     Ok(GatedLinearAttentionConfig {
         hidden_size: fields.required("hidden_size")?,
@@ -59,16 +55,15 @@ fn layer(fields: &mut Fields<'_>, norm_eps: f64, form: ScanForm) -> Result<Gated
         norm_eps: fields.with_default("norm_eps", norm_eps)?,
         chunk_size,
         sub_chunk_size,
-        scan_form: form,
     })
 }
 
 fn run_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     every_form(case, device, |evaluation, form| {
         let mut fields = evaluation.config();
-        let config = layer(&mut fields, 1e-5, form)?;
+        let config = layer(&mut fields, 1e-5)?;
         fields.finish()?;
-        let layer = evaluation.load(config.try_init(evaluation.device())?)?;
+        let layer = evaluation.load(config.try_init(evaluation.device())?.with_scan_form(form))?;
         let x = evaluation.float("hidden_states")?;
         let mask = evaluation.optional_bool("attention_mask")?;
         let packing = mask.map(|mask| Packing::from_mask(&mask)).transpose()?;
@@ -82,7 +77,8 @@ fn run_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 
 fn run_model(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     every_form(case, device, |evaluation, form| {
-        let model = evaluation.load(model(evaluation, form)?.try_init(evaluation.device())?)?;
+        let model = model(evaluation)?.try_init(evaluation.device())?.with_scan_form(form);
+        let model = evaluation.load(model)?;
         let input_ids = evaluation.int("input_ids")?;
         let mask = evaluation.optional_bool("attention_mask")?;
         let logits = model.forward(input_ids, mask);
@@ -93,9 +89,9 @@ fn run_model(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     })
 }
 
-fn model(evaluation: &Evaluation<'_>, form: ScanForm) -> Result<GlaConfig> {
+fn model(evaluation: &Evaluation<'_>) -> Result<GlaConfig> {
     let mut fields = evaluation.config();
-    let layer = layer(&mut fields, 1e-6, form)?;
+    let layer = layer(&mut fields, 1e-6)?;
     let config = GlaConfig {
         vocab_size: fields.with_default("vocab_size", 32000)?,
         hidden_size: layer.hidden_size,
@@ -119,7 +115,6 @@ fn model(evaluation: &Evaluation<'_>, form: ScanForm) -> Result<GlaConfig> {
         tie_word_embeddings: fields.with_default("tie_word_embeddings", false)?,
         chunk_size: layer.chunk_size,
         sub_chunk_size: layer.sub_chunk_size,
-        scan_form: layer.scan_form,
     };
     fields.finish()?;
     Ok(config)

@@ -3,7 +3,9 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec};
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, spec::SixTensors};
 use crate::portable;
 
 /// A backend with scans.
@@ -53,15 +55,7 @@ pub trait ScanBackend: Backend {
         FloatTensor<Self>,
     ) {
         let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
-        let gradients = portable::backward::<Self>(arguments, gradient, of, &spec);
-        (
-            gradients.q,
-            gradients.k,
-            gradients.v,
-            gradients.log_decay,
-            gradients.beta,
-            gradients.initial_state,
-        )
+        portable::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
     }
 
     /// States of every step and final states of [`elementwise_scan`](super::elementwise_scan).
@@ -101,11 +95,46 @@ pub trait ScanBackend: Backend {
     }
 }
 
+/// The matrix-state scans of a backend on host memory: the fused CPU kernels.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! host_scans {
+    ($backend:ty) => {
+        impl ScanBackend for $backend {
+            fn matrix_scan(
+                q: FloatTensor<Self>,
+                k: FloatTensor<Self>,
+                v: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                beta: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                spec: ScanSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host::forward::<Self>(ScanArguments { q, k, v, log_decay, beta, initial_state }, &spec)
+            }
+
+            fn matrix_scan_backward(
+                q: FloatTensor<Self>,
+                k: FloatTensor<Self>,
+                v: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                beta: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                of: GradientOf,
+                spec: ScanSpec,
+            ) -> SixTensors<Self> {
+                let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
+                host::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
+            }
+        }
+    };
+}
+
 #[cfg(feature = "ndarray")]
-impl ScanBackend for burn::backend::NdArray {}
+host_scans!(burn_ndarray::NdArray);
 
 #[cfg(feature = "flex")]
-impl ScanBackend for burn::backend::Flex {}
+host_scans!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
 impl ScanBackend for burn_cubecl::CubeBackend {}

@@ -2,6 +2,8 @@
 
 mod autodiff;
 mod backend;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod host;
 mod spec;
 
 use burn::{

@@ -109,3 +109,20 @@ pub(crate) struct ScanGradients<B: Backend> {
     pub beta: FloatTensor<B>,
     pub initial_state: FloatTensor<B>,
 }
+
+/// Gradients in the order of the arguments, as they cross the dispatch boundary.
+pub(crate) type SixTensors<B> = (
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+    FloatTensor<B>,
+);
+
+impl<B: Backend> ScanGradients<B> {
+    /// In the order of the arguments.
+    pub fn into_tuple(self) -> SixTensors<B> {
+        (self.q, self.k, self.v, self.log_decay, self.beta, self.initial_state)
+    }
+}

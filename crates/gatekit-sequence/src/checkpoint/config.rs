@@ -45,7 +45,11 @@ pub fn config_from_json<C: Config>(defaults: &C, json: &Value) -> Result<C, Conf
 }
 
 /// Refuses a `model_type` or `architectures` other than those of the configuration.
-pub(crate) fn check_architecture(json: &Value, model_type: &str, architecture: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_architecture(
+    json: &Value,
+    model_type: &str,
+    architecture: &str,
+) -> Result<(), ConfigError> {
     let got = &json["model_type"];
     if got != model_type {
         return Err(ConfigError::new("model_type", got, format!("\"{model_type}\"")));

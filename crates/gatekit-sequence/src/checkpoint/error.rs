@@ -98,6 +98,14 @@ pub enum TensorProblem {
         /// Where, counted through the flattened tensor.
         index: usize,
     },
+    /// One of its values means nothing.
+    #[error("got {got}, need {need}")]
+    Value {
+        /// The value found.
+        got: String,
+        /// What would have been accepted.
+        need: String,
+    },
     /// Its values could not be read back from the device, or not be handed to it.
     #[error("{reason}")]
     Device {

@@ -83,7 +83,7 @@ impl SafetensorsFile {
         self.header.info(name).map(|info| info.shape.as_slice())
     }
 
-    /// Reads a float tensor (F16, BF16, F32, F64) as float32.
+    /// Reads a tensor: floats (F16, BF16, F32, F64) as float32, integers (I64) as they are.
     ///
     /// # Errors
     ///
@@ -92,13 +92,10 @@ impl SafetensorsFile {
     pub fn read(&mut self, name: &str) -> Result<TensorData, CheckpointError> {
         let refuse = |problem| TensorError::new(name, problem).at(&self.path);
         let info = self.header.info(name).ok_or_else(|| refuse(TensorProblem::Missing))?;
-        let decode: fn(&[u8]) -> Vec<f32> = match info.dtype {
-            Dtype::F16 => |bytes| decode(bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => |bytes| decode(bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Dtype::F32 => |bytes| decode(bytes, f32::from_le_bytes),
-            Dtype::F64 => |bytes| decode(bytes, |bytes| f64::from_le_bytes(bytes) as f32),
-            other => return Err(refuse(TensorProblem::Dtype { got: other.to_string() })),
-        };
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        if !matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 | Dtype::I64) {
+            return Err(refuse(TensorProblem::Dtype { got: dtype.to_string() }));
+        }
         // The header was checked: these bytes lie within the file.
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
@@ -106,11 +103,17 @@ impl SafetensorsFile {
             .seek(SeekFrom::Start(self.data_start + start as u64))
             .and_then(|_| self.file.read_exact(&mut bytes))
             .map_err(|error| CheckpointError::io(&self.path, error))?;
-        let values = decode(&bytes);
+        let values: Vec<f32> = match dtype {
+            Dtype::F16 => decode(&bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => decode(&bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F64 => decode(&bytes, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::I64 => return Ok(TensorData::new(decode(&bytes, i64::from_le_bytes), shape)),
+            _ => decode(&bytes, f32::from_le_bytes),
+        };
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return Err(refuse(TensorProblem::NotFinite { value: values[index], index }));
         }
-        Ok(TensorData::new(values, info.shape.clone()))
+        Ok(TensorData::new(values, shape))
     }
 
     /// Writes tensors to `path`: to a file beside it first, flushed, then renamed onto it.
@@ -128,7 +131,7 @@ impl SafetensorsFile {
     }
 }
 
-fn decode<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+fn decode<const N: usize, E>(bytes: &[u8], value: impl Fn([u8; N]) -> E) -> Vec<E> {
     let (values, _) = bytes.as_chunks::<N>();
     values.iter().map(|&bytes| value(bytes)).collect()
 }
@@ -146,7 +149,8 @@ pub(super) fn stage(
     let mut infos = Vec::with_capacity(tensors.len());
     for tensor in &tensors {
         let dtype = element_type(tensor.dtype).ok_or_else(|| {
-            TensorError::new(&tensor.name, TensorProblem::Dtype { got: format!("{:?}", tensor.dtype) }).at(path)
+            TensorError::new(&tensor.name, TensorProblem::Dtype { got: format!("{:?}", tensor.dtype) })
+                .at(path)
         })?;
         let end = offset + tensor.byte_len();
         let info = TensorInfo { dtype, shape: tensor.shape.to_vec(), data_offsets: (offset, end) };
@@ -155,8 +159,8 @@ pub(super) fn stage(
     }
     let header = Metadata::new(Some(metadata), infos)
         .map_err(|error| CheckpointError::malformed(path, error.to_string()))?;
-    let mut header = serde_json::to_vec(&header)
-        .map_err(|error| CheckpointError::malformed(path, error.to_string()))?;
+    let mut header =
+        serde_json::to_vec(&header).map_err(|error| CheckpointError::malformed(path, error.to_string()))?;
     header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
 
     let (guard, file) = AtomicFile::create(path).map_err(|error| write_error(path, error))?;
@@ -200,6 +204,7 @@ fn element_type(dtype: DType) -> Option<Dtype> {
         DType::F32 | DType::Flex32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
         _ => return None,
     })
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
+use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
@@ -19,13 +19,15 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// No real configuration or index is longer.
 const MAX_JSON_BYTES: u64 = 100_000_000;
+/// Weights read before they are handed to the module: what loading needs beyond the model itself.
+const BATCH_BYTES: usize = 256 << 20;
 
 /// Loads a model from a folder in the published layout.
 ///
 /// The configuration is read from `config.json`, the weights from `model.safetensors` or, without
 /// that, from the shards of `model.safetensors.index.json`. F16, BF16 and F64 weights become
-/// float32. Names and shapes are compared before any weight is read or allocated, and files are
-/// read tensor by tensor.
+/// float32. Names and shapes are compared before any weight is read or allocated, and no more than
+/// 256 MiB (or one tensor) of weights are held beyond the model's own.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), gatekit_sequence::CheckpointError> {
@@ -55,9 +57,15 @@ pub fn load_pretrained<C: PretrainedConfig>(
     let weights = Weights::open(folder)?;
     check_names_and_shapes(&module, &weights.shapes).map_err(|error| weights.locate(error))?;
     for mut file in weights.files {
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut bytes) = (BTreeMap::new(), 0);
         for name in file.file.names() {
-            tensors.insert(name.clone(), file.file.read(&name)?);
+            let data = file.file.read(&name)?;
+            bytes += data.bytes().len();
+            tensors.insert(name, data);
+            if bytes >= BATCH_BYTES {
+                module = apply(module, take(&mut tensors)).map_err(|error| error.at(&file.path))?;
+                bytes = 0;
+            }
         }
         module = apply(module, tensors).map_err(|error| error.at(&file.path))?;
     }
@@ -177,7 +185,10 @@ impl Weights {
             for name in file.names() {
                 let shape = file.shape(&name).unwrap_or_default().to_vec();
                 if weights.shapes.insert(name.clone(), shape).is_some() {
-                    return Err(CheckpointError::malformed(&path, format!("`{name}` is in another shard, too")));
+                    return Err(CheckpointError::malformed(
+                        &path,
+                        format!("`{name}` is in another shard, too"),
+                    ));
                 }
                 weights.location.insert(name, path.clone());
             }
@@ -224,5 +235,6 @@ fn read_json(path: &Path) -> Result<Value, CheckpointError> {
     if read as u64 > MAX_JSON_BYTES {
         return Err(io(ErrorKind::FileTooLarge.into()));
     }
-    serde_json::from_slice(&text).map_err(|error| CheckpointError::malformed(path, format!("no JSON: {error}")))
+    serde_json::from_slice(&text)
+        .map_err(|error| CheckpointError::malformed(path, format!("no JSON: {error}")))
 }

@@ -8,9 +8,7 @@ use gatekit_core::conv::{ShortConvolution, ShortConvolutionConfig};
 use gatekit_core::decay::log_sigmoid_gate;
 use gatekit_core::gate::GateActivation;
 use gatekit_core::norm::{GatedRmsNorm, GatedRmsNormConfig};
-use gatekit_core::scan::{
-    ScanForm, ScanOptions, StepDecay, gated_linear_attention, linear_recurrence_step,
-};
+use gatekit_core::scan::{ScanForm, ScanOptions, StepDecay, gated_linear_attention, linear_recurrence_step};
 use gatekit_core::sequence::{Boundaries, Packing};
 use gatekit_core::{ConfigError, InputError, ModuleConfig, init};
 
@@ -104,7 +102,8 @@ impl GatedLinearAttentionConfig {
         }
         let expanded = |field: &str, ratio: f64| {
             let size = self.hidden_size as f64 * ratio;
-            let is_count = size.is_finite() && (1.0..1e15).contains(&size) && (size - size.round()).abs() < 1e-6;
+            let is_count =
+                size.is_finite() && (1.0..1e15).contains(&size) && (size - size.round()).abs() < 1e-6;
             match is_count && (size.round() as usize).is_multiple_of(heads) {
                 true => Ok(size.round() as usize),
                 false => Err(ConfigError::new(
@@ -142,7 +141,11 @@ impl GatedLinearAttentionConfig {
             return Err(ConfigError::new("sub_chunk_size", sub_chunk, "at least 1"));
         }
         if chunk == 0 || !chunk.is_multiple_of(sub_chunk) {
-            return Err(ConfigError::new("chunk_size", chunk, format!("a multiple of {sub_chunk}, the sub-chunk")));
+            return Err(ConfigError::new(
+                "chunk_size",
+                chunk,
+                format!("a multiple of {sub_chunk}, the sub-chunk"),
+            ));
         }
         Ok(())
     }
@@ -198,7 +201,11 @@ impl ModuleConfig for GatedLinearAttentionConfig {
             num_kv_heads: sizes.kv_heads,
             key_dim: sizes.key / self.num_heads,
             value_dim: sizes.value / self.num_heads,
-            feature_map: self.feature_map.as_deref().map(|name| activation("feature_map", name)).transpose()?,
+            feature_map: self
+                .feature_map
+                .as_deref()
+                .map(|name| activation("feature_map", name))
+                .transpose()?,
             gate_activation,
             gate_logit_normalizer: self.gate_logit_normalizer,
             clamp_min: self.clamp_min,
@@ -394,10 +401,12 @@ impl GatedLinearAttention {
         let [batch, time, groups, dim] = x.dims();
         match self.num_heads / groups {
             1 => x,
-            repeats => x
-                .unsqueeze_dim::<5>(3)
-                .expand([batch, time, groups, repeats, dim])
-                .reshape([batch, time, self.num_heads, dim]),
+            repeats => x.unsqueeze_dim::<5>(3).expand([batch, time, groups, repeats, dim]).reshape([
+                batch,
+                time,
+                self.num_heads,
+                dim,
+            ]),
         }
     }
 
@@ -410,7 +419,10 @@ impl GatedLinearAttention {
         self.o_proj.forward(normed.reshape([batch, time, self.num_heads * self.value_dim]))
     }
 
-    fn split_windows(&self, windows: Option<ConvolutionWindows>) -> (Option<Tensor<3>>, Option<Tensor<3>>, Option<Tensor<3>>) {
+    fn split_windows(
+        &self,
+        windows: Option<ConvolutionWindows>,
+    ) -> (Option<Tensor<3>>, Option<Tensor<3>>, Option<Tensor<3>>) {
         match windows {
             None => (None, None, None),
             Some(windows) => {
@@ -503,7 +515,9 @@ impl TokenMixer for GatedLinearAttention {
                 check_shape("windows.k", &got.k.dims(), &need.k.dims())?;
                 check_shape("windows.v", &got.v.dims(), &need.v.dims())
             }
-            (Some(_), None) => Err(InputError::new("windows", "convolution windows", "none: no convolutions here")),
+            (Some(_), None) => {
+                Err(InputError::new("windows", "convolution windows", "none: no convolutions here"))
+            }
             (None, Some(_)) => Err(InputError::new("windows", "none", "the windows of three convolutions")),
         }
     }
@@ -542,14 +556,15 @@ impl MixerState for GlaLayerState {
     fn from_tensors(mut tensors: NamedTensors, device: &Device) -> Result<Self, TensorError> {
         let mut batch = None;
         let recurrent = take_state_tensor(&mut tensors, "recurrent", &mut batch, device)?;
+        let convolves = !tensors.is_empty();
         let mut window = |name: &str| take_state_tensor(&mut tensors, name, &mut batch, device);
-        let windows = match tensors.is_empty() {
-            true => None,
-            false => Some(ConvolutionWindows {
+        let windows = match convolves {
+            true => Some(ConvolutionWindows {
                 q: window("windows.q")?,
                 k: window("windows.k")?,
                 v: window("windows.v")?,
             }),
+            false => None,
         };
         no_more_tensors(tensors)?;
         Ok(Self { recurrent, windows })

@@ -146,6 +146,10 @@ impl PretrainedConfig for GlaConfig {
         if let Some(name) = json["hidden_act"].as_str() {
             defaults.gate_fn = name.to_string();
         }
+        if json["fuse_norm"] == false && defaults.gate_fn == "swish" {
+            // There the norm is called `g_norm`, as for every activation but a fused swish.
+            defaults.gate_fn = "silu".to_string();
+        }
         config_from_json(&defaults, json)
     }
 

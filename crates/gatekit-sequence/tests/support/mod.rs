@@ -1,12 +1,14 @@
 //! What the tests of this crate share.
 #![allow(dead_code, reason = "every test target uses its own part")]
 
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gatekit_core::ModuleConfig;
 use gatekit_sequence::checkpoint::{NamedTensors, load_tensors, named_parameters};
 use gatekit_sequence::gla::{GlaConfig, GlaForCausalLm};
 
 /// The devices that every test runs on.
+#[allow(deprecated, reason = "NdArray is supported as long as Burn has it")]
 pub fn devices() -> [Device; 2] {
     [Device::ndarray(), Device::flex()]
 }
@@ -35,13 +37,18 @@ pub fn variants() -> Vec<GlaConfig> {
 
 /// A model whose weights are larger than a fresh one's, so that every part matters.
 pub fn lively(config: &GlaConfig, device: &Device) -> GlaForCausalLm {
-    let model = config.init(device);
+    enlivened(config.init(device))
+}
+
+/// `model` with such weights.
+pub fn enlivened<M: Module>(model: M) -> M {
     let mut state = 1u64;
     let tensors: NamedTensors = named_parameters(&model)
         .into_iter()
         .map(|(name, data)| {
             let center = if name.ends_with("norm.weight") || name.contains("g_norm") { 1.0 } else { 0.0 };
-            let values: Vec<f32> = (0..data.num_elements()).map(|_| center + noise(&mut state) * 0.7).collect();
+            let values: Vec<f32> =
+                (0..data.num_elements()).map(|_| center + noise(&mut state) * 0.7).collect();
             (name, TensorData::new(values, data.shape().clone()))
         })
         .collect();
@@ -71,7 +78,8 @@ pub fn assert_close(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
     assert!(got.iter().all(|value| value.is_finite()), "{what}: not finite");
     let square = |x: f64| x * x;
     let norm: f64 = want.iter().map(|&w| square(f64::from(w))).sum::<f64>().sqrt();
-    let error: f64 = got.iter().zip(want).map(|(&g, &w)| square(f64::from(g) - f64::from(w))).sum::<f64>().sqrt();
+    let error: f64 =
+        got.iter().zip(want).map(|(&g, &w)| square(f64::from(g) - f64::from(w))).sum::<f64>().sqrt();
     assert!(norm > 0.0, "{what}: nothing to compare");
     assert!(error <= tolerance * norm, "{what}: relative error {} above {tolerance}", error / norm);
 }

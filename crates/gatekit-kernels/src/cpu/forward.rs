@@ -1,0 +1,154 @@
+//! The forward scan.
+
+use super::delta;
+use super::memory::{Arena, Columns, Filling, ROWS, StateBlock, filled, load_head_decay};
+use super::parallel::{Blocks, STEPS, for_each};
+use super::problem::{Decay, Output, Problem, Segment};
+use super::simd::{Level, Simd, Task};
+use super::tile::{Chunk, DecayAxis, Pass, scan};
+
+/// Runs the scan from its first step to its last.
+///
+/// # Panics
+/// If an array does not have the length of its shape or the segments do not cover every token once.
+pub fn forward(problem: &Problem) -> Output {
+    // SAFETY: the level was found on this processor.
+    unsafe { forward_at(Level::best(), problem) }
+}
+
+/// [`forward`] with given instructions.
+///
+/// # Safety
+/// `level` must be available.
+pub(super) unsafe fn forward_at(level: Level, problem: &Problem) -> Output {
+    problem.check();
+    let outputs = problem.tokens() * problem.heads * problem.value_dim;
+    let states = problem.sequences() * problem.state_len();
+    // SAFETY: the jobs cover all tokens, heads and columns of V; every segment has one state.
+    let [output, state] = unsafe {
+        filled([outputs, states], |[output, state]| {
+            if problem.beta.is_some() {
+                delta::forward(level, problem, output, state);
+            } else {
+                let blocks = Blocks::new(problem.value_dim, problem.sequences());
+                let task = Additive { problem, blocks, output, state };
+                let work = 3 * problem.tokens() * problem.heads * problem.state_len();
+                for_each(level, &task, problem.sequences() * blocks.count, work);
+            }
+        })
+    };
+    Output { output, state }
+}
+
+/// The job's segment, head and block of lanes.
+pub(super) fn job<'p>(problem: &'p Problem, blocks: &Blocks, index: usize) -> (&'p Segment, usize, usize, usize) {
+    let (sequence, block) = (index / blocks.count, index % blocks.count);
+    let (from, lanes) = blocks.get(block);
+    (&problem.segments[sequence / problem.heads], sequence % problem.heads, from, lanes)
+}
+
+/// The state of a segment and head in `[segments, H, K, V]`, if there is any.
+pub(super) fn state_of<'s>(
+    problem: &Problem,
+    states: Option<&'s [f32]>,
+    segment: &Segment,
+    head: usize,
+) -> Option<&'s [f32]> {
+    let offset = problem.state_offset(segment, head);
+    states.map(|states| &states[offset..offset + problem.state_len()])
+}
+
+/// The decay factors of columns of K, `keys`, of a head.
+#[inline(always)]
+pub(super) fn load_decay<S: Simd>(
+    problem: &Problem,
+    head: usize,
+    keys: &Columns,
+    token: usize,
+    rows: &mut [f32],
+) {
+    match problem.decay {
+        Decay::None => {}
+        Decay::PerHead(g) => load_head_decay::<S>(g, head, problem.heads, keys.padded, token, rows),
+        Decay::PerKey(g) => keys.load_decay::<S>(g, token, rows),
+    }
+}
+
+/// Additive writes: outputs over V, so the state's rows are K and its lanes V.
+struct Additive<'a> {
+    problem: &'a Problem<'a>,
+    blocks: Blocks,
+    output: Filling<'a>,
+    state: Filling<'a>,
+}
+
+struct Decayed;
+impl Pass for Decayed {
+    const DECAY: DecayAxis = DecayAxis::Rows;
+    const REVERSE: bool = false;
+    const STRICT: bool = false;
+    const DELTA: bool = false;
+}
+
+struct Undecayed;
+impl Pass for Undecayed {
+    const DECAY: DecayAxis = DecayAxis::None;
+    const REVERSE: bool = false;
+    const STRICT: bool = false;
+    const DELTA: bool = false;
+}
+
+impl Task for Additive<'_> {
+    fn scratch(&self) -> Vec<usize> {
+        let rows = self.problem.key_dim.next_multiple_of(ROWS);
+        let lanes = self.blocks.lanes;
+        [[rows * lanes].as_slice(), &[STEPS * rows; 3], &[STEPS * lanes; 2]].concat()
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+        let p = self.problem;
+        let (segment, head, from, lanes) = job(p, &self.blocks, index);
+        let rows = p.key_dim.next_multiple_of(ROWS);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, rows);
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
+        let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
+
+        let state = arena.take(rows * lanes);
+        let [q, k, decay] = [(); 3].map(|()| arena.take(STEPS * rows));
+        let [v, output] = [(); 2].map(|()| arena.take(STEPS * lanes));
+
+        block.load(state_of(p, p.initial_state, segment, head), state);
+        let tokens = segment.tokens(p.time);
+        for token in tokens.clone().step_by(STEPS) {
+            let steps = STEPS.min(tokens.end - token);
+            keys.load_scaled(p.q, p.scale, token, &mut q[..steps * rows]);
+            keys.load(p.k, token, &mut k[..steps * rows]);
+            load_decay::<S>(p, head, &keys, token, &mut decay[..steps * rows]);
+            values.load(p.v, token, &mut v[..steps * lanes]);
+            let output = &mut output[..steps * lanes];
+            output.fill(0.0);
+            let chunk = Chunk {
+                steps,
+                rows,
+                lanes,
+                state: state.as_mut_ptr(),
+                decay: decay.as_ptr(),
+                in_row: k.as_ptr(),
+                in_lane: v.as_ptr(),
+                out_row: q.as_ptr(),
+                out_lane: output.as_mut_ptr(),
+                row2: std::ptr::null(),
+                lane2: std::ptr::null_mut(),
+            };
+            unsafe {
+                match p.decay {
+                    Decay::None => scan::<S, Undecayed>(&chunk),
+                    _ => scan::<S, Decayed>(&chunk),
+                }
+                values.store(output, token, &self.output);
+            }
+        }
+        unsafe { block.store(state, p.state_offset(segment, head), &self.state) };
+    }
+}

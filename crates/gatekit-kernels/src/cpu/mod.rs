@@ -1,0 +1,31 @@
+//! Fused scans with a matrix state on the CPU: forward, closed-form backward and single decoding steps, on slices.
+//!
+//! * Gated linear attention, retention, HGRN2, linear attention: additive writes, a decay per key channel, per head or
+//!   none (Yang et al. 2024, "Gated Linear Attention Transformers with Hardware-Efficient Training").
+//! * Delta rule, gated delta rule, Kimi delta attention: [`Problem::beta`] given (Kimi Team 2025, "Kimi Linear").
+//!
+//! The recurrences are run as they are defined, step by step, but a block of the state at a time: see [`tile`] for the
+//! additive scan, whose blocks live in registers, and [`delta`] for the delta rule, whose blocks live in the first-level
+//! cache. A step multiplies the state by `exp(log decay)`, so no difference of decays is ever formed and nothing can
+//! overflow however strong the decays are. Work is spread over segments, heads and blocks of the state; every sum is
+//! made in an order that depends on neither the number of threads nor the blocks, so results repeat bit by bit.
+
+mod backward;
+mod delta;
+mod forward;
+mod memory;
+mod parallel;
+mod problem;
+mod simd;
+
+mod tile;
+
+pub use backward::backward;
+pub use forward::forward;
+pub use problem::{Decay, Gradients, Output, Problem, Segment};
+
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

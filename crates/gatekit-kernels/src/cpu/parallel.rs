@@ -1,0 +1,59 @@
+//! How work is cut into jobs.
+
+use rayon::prelude::*;
+
+use super::memory::{LINE, with_scratch};
+use super::simd::{Level, Task};
+
+/// Time steps that are copied to scratch memory and scanned together: few enough for the first-level cache.
+pub(super) const STEPS: usize = 32;
+
+/// Multiply-adds below which waking other threads costs more than they save.
+const SERIAL_WORK: usize = 1 << 17;
+
+/// Most padded lanes of a job, which bounds its scratch memory.
+const WIDEST: usize = 256;
+
+/// How the vectorised index of the states is divided among jobs.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    /// Blocks of a state.
+    pub(super) count: usize,
+    /// Lanes of every block but perhaps the last, a multiple of 16.
+    pub(super) lanes: usize,
+    /// All lanes, padded.
+    total: usize,
+}
+
+impl Blocks {
+    /// Divides `dim` lanes so that `sequences` independent scans occupy all threads, evenly where possible.
+    pub(super) fn new(dim: usize, sequences: usize) -> Self {
+        let total = dim.next_multiple_of(LINE);
+        let threads = rayon::current_num_threads();
+        let wanted = if threads > 1 { (2 * threads).div_ceil(sequences) } else { 1 };
+        let lines = total / LINE;
+        let lanes = LINE * lines.div_ceil(wanted.clamp(1, lines)).min(WIDEST / LINE);
+        Self { count: total.div_ceil(lanes), lanes, total }
+    }
+
+    /// First lane and number of lanes of a block.
+    pub(super) fn get(&self, block: usize) -> (usize, usize) {
+        let from = block * self.lanes;
+        (from, self.lanes.min(self.total - from))
+    }
+}
+
+/// Does all `jobs` of a task, whose multiply-adds are about `work`.
+///
+/// # Safety
+/// See [`Level::run`].
+pub(super) unsafe fn for_each(level: Level, task: &impl Task, jobs: usize, work: usize) {
+    let pieces = task.scratch();
+    // SAFETY: each index once; the level is the caller's promise.
+    let run = |job| with_scratch(&pieces, |arena| unsafe { level.run(task, job, arena) });
+    if work < SERIAL_WORK || jobs == 1 {
+        (0..jobs).for_each(run);
+    } else {
+        (0..jobs).into_par_iter().with_max_len(1).for_each(run);
+    }
+}

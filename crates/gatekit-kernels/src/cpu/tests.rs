@@ -1,0 +1,247 @@
+//! Comparison with the double-precision reference at every instruction set of the processor.
+
+use super::backward::backward_at;
+use super::forward::forward_at;
+use super::problem::{Decay, Problem, Segment};
+use super::reference::reference;
+use super::simd::Level;
+
+/// Uniform draws in [0, 1) from a 64-bit linear congruential generator.
+pub(super) struct Draws(u64);
+
+impl Draws {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678_9ABC_DEF1)
+    }
+
+    pub(super) fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    pub(super) fn centred(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| 2.0 * self.next() - 1.0).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum DecayKind {
+    None,
+    PerHead,
+    PerKey,
+}
+
+/// How strong the decays are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Strength {
+    /// Around exp(-0.1).
+    Slow,
+    /// All between exp(-4) and exp(-8).
+    Strong,
+    /// Slow ones, exact ones (0), and resets (-70, -1000).
+    Mixed,
+}
+
+/// A random problem's arrays.
+pub(super) struct Arrays {
+    batch: usize,
+    time: usize,
+    heads: usize,
+    key_dim: usize,
+    value_dim: usize,
+    segments: Vec<Segment>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    kind: DecayKind,
+    decay: Vec<f32>,
+    beta: Option<Vec<f32>>,
+    initial_state: Option<Vec<f32>>,
+    grad_output: Vec<f32>,
+    grad_state: Vec<f32>,
+}
+
+impl Arrays {
+    pub(super) fn new(
+        [batch, time, heads, key_dim, value_dim]: [usize; 5],
+        segments: Vec<Segment>,
+        kind: DecayKind,
+        strength: Strength,
+        delta: bool,
+        initial_state: bool,
+    ) -> Self {
+        let mut draws = Draws::new((time * 31 + key_dim * 7 + value_dim) as u64);
+        let tokens = batch * time * heads;
+        let states = segments.len() * heads * key_dim * value_dim;
+        let decays = match kind {
+            DecayKind::None => 0,
+            DecayKind::PerHead => tokens,
+            DecayKind::PerKey => tokens * key_dim,
+        };
+        let decay = (0..decays)
+            .map(|_| match (strength, draws.next()) {
+                (Strength::Slow, x) => -0.2 * x,
+                (Strength::Strong, x) => -4.0 - 4.0 * x,
+                (Strength::Mixed, x) if x < 0.02 => -1000.0,
+                (Strength::Mixed, x) if x < 0.04 => -70.0,
+                (Strength::Mixed, x) if x < 0.06 => 0.0,
+                (Strength::Mixed, x) => -0.001 * x,
+            })
+            .collect();
+        let mut k = draws.centred(tokens * key_dim);
+        if delta {
+            for row in k.chunks_exact_mut(key_dim) {
+                let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+                row.iter_mut().for_each(|x| *x /= norm);
+            }
+        }
+        Self {
+            batch,
+            time,
+            heads,
+            key_dim,
+            value_dim,
+            q: draws.centred(tokens * key_dim),
+            k,
+            v: draws.centred(tokens * value_dim),
+            kind,
+            decay,
+            beta: delta.then(|| (0..tokens).map(|_| 2.0 * draws.next()).collect()),
+            initial_state: initial_state.then(|| draws.centred(states)),
+            grad_output: draws.centred(tokens * value_dim),
+            grad_state: draws.centred(states),
+            segments,
+        }
+    }
+
+    pub(super) fn problem(&self) -> Problem<'_> {
+        Problem {
+            batch: self.batch,
+            time: self.time,
+            heads: self.heads,
+            key_dim: self.key_dim,
+            value_dim: self.value_dim,
+            segments: &self.segments,
+            scale: (self.key_dim as f32).powf(-0.5),
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            decay: match self.kind {
+                DecayKind::None => Decay::None,
+                DecayKind::PerHead => Decay::PerHead(&self.decay),
+                DecayKind::PerKey => Decay::PerKey(&self.decay),
+            },
+            beta: self.beta.as_deref(),
+            initial_state: self.initial_state.as_deref(),
+        }
+    }
+}
+
+/// `||got - want|| / ||want||`, at most `bound`, or the difference is at the rounding error of numbers around 1.
+fn assert_close(name: &str, context: &str, got: &[f32], want: &[f64], bound: f64) {
+    assert_eq!(got.len(), want.len(), "{name} of {context}");
+    let difference = got.iter().zip(want).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt();
+    let norm = want.iter().map(|y| y * y).sum::<f64>().sqrt();
+    let limit = bound * norm + 1e-7 * (want.len() as f64).sqrt();
+    assert!(difference <= limit, "{name} of {context}: difference {difference:e}, norm {norm:e}, limit {limit:e}");
+    if std::env::var_os("SHOW").is_some() && norm > 0.0 { eprintln!("{name} {:e} ", difference / norm); }
+}
+
+/// Forward and backward of a problem against the reference, at every level.
+fn check(arrays: &Arrays, context: &str) {
+    let problem = arrays.problem();
+    let want = reference(&problem, &arrays.grad_output, &arrays.grad_state);
+    // The kernels write the gradient of a decay below -30 as 0.
+    for level in Level::available() {
+        let context = format!("{context} ({level:?})");
+        let got = unsafe { forward_at(level, &problem) };
+        assert_close("output", &context, &got.output, &want.output, 2e-5);
+        assert_close("state", &context, &got.state, &want.state, 2e-5);
+        let got = unsafe { backward_at(level, &problem, Some(&arrays.grad_output), Some(&arrays.grad_state)) };
+        assert_close("q", &context, &got.q, &want.q, 1e-4);
+        assert_close("k", &context, &got.k, &want.k, 1e-4);
+        assert_close("v", &context, &got.v, &want.v, 1e-4);
+        assert_eq!(got.decay.is_some(), arrays.kind != DecayKind::None);
+        assert_close("decay", &context, &got.decay.unwrap_or_default(), &want.decay, 1e-4);
+        assert_close("beta", &context, &got.beta.unwrap_or_default(), &want.beta, 1e-4);
+        if let Some(got) = got.initial_state {
+            assert_close("initial state", &context, &got, &want.initial_state, 1e-4);
+        }
+    }
+}
+
+const TIMES: [usize; 11] = [1, 2, 15, 16, 17, 63, 64, 65, 130, 300, 1000];
+
+fn check_times(kind: DecayKind, delta: bool) {
+    for (i, time) in TIMES.into_iter().enumerate() {
+        let initial = i % 2 == 0;
+        let arrays =
+            Arrays::new([2, time, 2, 20, 24], Segment::rows(2, time), kind, Strength::Slow, delta, initial);
+        check(&arrays, &format!("{kind:?}, delta {delta}, {time} steps"));
+    }
+}
+
+#[test]
+fn additive_of_many_lengths() {
+    check_times(DecayKind::PerKey, false);
+    check_times(DecayKind::PerHead, false);
+    check_times(DecayKind::None, false);
+}
+
+#[test]
+fn delta_rule_of_many_lengths() {
+    check_times(DecayKind::PerKey, true);
+    check_times(DecayKind::PerHead, true);
+    check_times(DecayKind::None, true);
+}
+
+fn check_sizes(delta: bool) {
+    for key_dim in [1, 3, 8, 17, 40, 70] {
+        for value_dim in [1, 3, 16, 17, 48, 66] {
+            let kind = [DecayKind::PerKey, DecayKind::PerHead, DecayKind::None][(key_dim + value_dim) % 3];
+            let arrays = Arrays::new(
+                [1, 70, 2, key_dim, value_dim],
+                Segment::rows(1, 70),
+                kind,
+                Strength::Slow,
+                delta,
+                true,
+            );
+            check(&arrays, &format!("{kind:?}, delta {delta}, K = {key_dim}, V = {value_dim}"));
+        }
+    }
+}
+
+#[test]
+fn additive_of_many_sizes() {
+    check_sizes(false);
+}
+
+#[test]
+fn delta_rule_of_many_sizes() {
+    check_sizes(true);
+}
+
+#[test]
+fn packed_segments() {
+    let boundaries = [0, 1, 33, 34, 100, 164, 165, 200];
+    for kind in [DecayKind::PerKey, DecayKind::PerHead, DecayKind::None] {
+        for delta in [false, true] {
+            let arrays =
+                Arrays::new([1, 200, 3, 20, 24], Segment::packed(&boundaries), kind, Strength::Slow, delta, true);
+            check(&arrays, &format!("packed {kind:?}, delta {delta}"));
+        }
+    }
+}
+
+#[test]
+fn strong_and_mixed_decays() {
+    for strength in [Strength::Strong, Strength::Mixed] {
+        for kind in [DecayKind::PerKey, DecayKind::PerHead] {
+            for delta in [false, true] {
+                let arrays = Arrays::new([2, 600, 2, 24, 32], Segment::rows(2, 600), kind, strength, delta, true);
+                check(&arrays, &format!("{strength:?} {kind:?}, delta {delta}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The fused CPU kernels as the scans of the backends whose tensors are slices of host memory.
+
+use std::borrow::Cow;
+
+use burn::{
+    backend::{Backend, TensorMetadata, tensor::FloatTensor},
+    tensor::{DType, Shape, TensorData},
+};
+
+use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec};
+use crate::{
+    cpu::{self, Decay, Problem, Segment},
+    portable,
+};
+
+/// A backend on host memory.
+pub(crate) trait HostBackend: Backend {
+    /// The values of a float32 tensor in row-major order, copied only where its layout is another.
+    fn read(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+
+    /// A tensor of these values.
+    fn write(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
+}
+
+#[cfg(feature = "ndarray")]
+impl HostBackend for burn_ndarray::NdArray {
+    fn read(tensor: &burn_ndarray::NdArrayTensor) -> Cow<'_, [f32]> {
+        let burn_ndarray::NdArrayTensor::F32(storage) = tensor else {
+            unreachable!("fused kernels are called with float32 tensors, got {:?}", tensor.dtype())
+        };
+        match storage.view().to_slice() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(storage.view().iter().copied().collect()),
+        }
+    }
+
+    fn write(values: Vec<f32>, shape: Shape) -> burn_ndarray::NdArrayTensor {
+        burn_ndarray::NdArrayTensor::from_data(TensorData::new(values, shape))
+    }
+}
+
+#[cfg(feature = "flex")]
+impl HostBackend for burn_flex::Flex {
+    fn read(tensor: &burn_flex::FlexTensor) -> Cow<'_, [f32]> {
+        match tensor.as_slice::<f32>() {
+            Some(values) => Cow::Borrowed(values),
+            None => {
+                let contiguous = tensor.to_contiguous();
+                Cow::Owned(contiguous.as_slice::<f32>().expect("a contiguous float32 tensor").to_vec())
+            }
+        }
+    }
+
+    fn write(values: Vec<f32>, shape: Shape) -> burn_flex::FlexTensor {
+        burn_flex::FlexTensor::from_data(TensorData::new(values, shape))
+    }
+}
+
+/// Whether the fused kernels compute this scan; the others are left to the portable form.
+fn is_fused<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> bool {
+    spec.fused && arguments.q.dtype() == DType::F32
+}
+
+/// The forward pass.
+pub(crate) fn forward<B: HostBackend>(
+    arguments: ScanArguments<B>,
+    spec: &ScanSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    if !is_fused(&arguments, spec) {
+        return portable::forward(arguments, spec);
+    }
+    let [output, state] = result_shapes(&arguments, spec);
+    let result = with_problem(&arguments, spec, cpu::forward);
+    (B::write(result.output, output), B::write(result.state, state))
+}
+
+/// The backward pass.
+pub(crate) fn backward<B: HostBackend>(
+    arguments: ScanArguments<B>,
+    gradient: FloatTensor<B>,
+    of: GradientOf,
+    spec: &ScanSpec,
+) -> ScanGradients<B> {
+    if !is_fused(&arguments, spec) {
+        return portable::backward(arguments, gradient, of, spec);
+    }
+    let gradient = B::read(&gradient);
+    let (output, state) = match of {
+        GradientOf::Output => (Some(&*gradient), None),
+        GradientOf::FinalState => (None, Some(&*gradient)),
+    };
+    let gradients = with_problem(&arguments, spec, |problem| cpu::backward(problem, output, state));
+    let absent = |values: Option<Vec<f32>>, like: &FloatTensor<B>| match values {
+        Some(values) => B::write(values, like.shape()),
+        None => B::write(vec![0.0], Shape::new([1])),
+    };
+    ScanGradients {
+        q: B::write(gradients.q, arguments.q.shape()),
+        k: B::write(gradients.k, arguments.k.shape()),
+        v: B::write(gradients.v, arguments.v.shape()),
+        log_decay: absent(gradients.decay, &arguments.log_decay),
+        beta: absent(gradients.beta, &arguments.beta),
+        initial_state: absent(gradients.initial_state, &arguments.initial_state),
+    }
+}
+
+/// Shapes of the output and of the final state.
+fn result_shapes<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> [Shape; 2] {
+    let (q, v) = (arguments.q.shape(), arguments.v.shape());
+    let states = spec.boundaries.as_ref().map_or(q[0], |boundaries| boundaries.len() - 1);
+    [v.clone(), Shape::new([states, q[2], q[3], v[3]])]
+}
+
+fn with_problem<B: HostBackend, R>(
+    arguments: &ScanArguments<B>,
+    spec: &ScanSpec,
+    run: impl FnOnce(&Problem) -> R,
+) -> R {
+    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
+    let (shape, value_dim) = (q.shape(), v.shape()[3]);
+    let segments = match &spec.boundaries {
+        Some(boundaries) => Segment::packed(boundaries),
+        None => Segment::rows(shape[0], shape[1]),
+    };
+    let log_decay = spec.has_decay().then(|| B::read(log_decay));
+    let beta = (spec.write == super::WriteKind::Delta).then(|| B::read(beta));
+    let initial_state = spec.has_initial_state.then(|| B::read(initial_state));
+    run(&Problem {
+        batch: shape[0],
+        time: shape[1],
+        heads: shape[2],
+        key_dim: shape[3],
+        value_dim,
+        segments: &segments,
+        scale: spec.scale as f32,
+        q: &B::read(q),
+        k: &B::read(k),
+        v: &B::read(v),
+        decay: match (&log_decay, spec.decay) {
+            (Some(log_decay), DecayKind::PerHead) => Decay::PerHead(log_decay),
+            (Some(log_decay), DecayKind::PerKey) => Decay::PerKey(log_decay),
+            _ => Decay::None,
+        },
+        beta: beta.as_deref(),
+        initial_state: initial_state.as_deref(),
+    })
+}
