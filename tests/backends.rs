@@ -37,7 +37,7 @@ fn config(default_cases: u32) -> Config {
         .map(|text| text.parse().unwrap_or_else(|error| panic!("PROPTEST_CASES=\"{text}\": {error}")));
     Config {
         cases: cases.unwrap_or(default_cases),
-        rng_seed: RngSeed::Fixed(2_312_066_35),
+        rng_seed: RngSeed::Fixed(231_206_635),
         failure_persistence: None,
         max_shrink_iters: 100,
         ..Config::default()
@@ -134,7 +134,8 @@ fn check_everywhere(reference: &Arrays, run: impl Fn(ScanForm, &Device) -> Array
     for device in &devices {
         for form in FORMS {
             let place = format!("{form:?} on {}", device.name);
-            let results = run(form, &device.device);
+            let is_yardstick = form == ScanForm::Recurrent && device.name == devices[0].name;
+            let results = if is_yardstick { yardstick.clone() } else { run(form, &device.device) };
             misses.extend(compare(&format!("{place} against float64"), &results, reference).err());
             let other = format!("{place} against Recurrent on {}", devices[0].name);
             misses.extend(compare(&other, &results, &yardstick).err());
@@ -144,7 +145,7 @@ fn check_everywhere(reference: &Arrays, run: impl Fn(ScanForm, &Device) -> Array
 }
 
 proptest! {
-    #![proptest_config(config(10))]
+    #![proptest_config(config(40))]
 
     #[test]
     fn every_form_computes_the_recurrence_and_its_gradients(problem in problem()) {
@@ -300,8 +301,10 @@ fn models() -> Vec<(&'static str, GlaConfig)> {
                 .with_tie_word_embeddings(true),
         ),
         (
+            // Relu features can all be 0; a larger epsilon keeps the norm from magnifying rounding.
             "no output gate, feature map, clamped gate",
             small()
+                .with_norm_eps(1e-3)
                 .with_use_output_gate(false)
                 .with_feature_map(Some("relu".into()))
                 .with_clamp_min(Some(-0.05))
@@ -348,7 +351,7 @@ fn stream(
 type State = <GlaForCausalLm as StreamingLm>::State;
 
 proptest! {
-    #![proptest_config(config(6))]
+    #![proptest_config(config(16))]
 
     #[test]
     fn models_stream_in_any_split_as_they_run_whole(

@@ -14,8 +14,9 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gatekit::sequence::{
-    GlaConfig,
+    GenerateConfig, GlaConfig,
     checkpoint::{PretrainedConfig, SafetensorsFile, load_pretrained, save_pretrained},
+    generate,
     lm::{CausalLm, StreamingLm},
 };
 use gatekit_tests::{
@@ -218,7 +219,8 @@ fn stream<M: StreamingLm>(
     Tensor::cat(logits, 1)
 }
 
-/// The continuation by the likeliest token: by whole sequences, and from the streaming state.
+/// The continuation by the likeliest token: by whole sequences, from the streaming state, and by
+/// `generate`.
 fn greedy<M: StreamingLm>(
     model: &M,
     expected: &Expected,
@@ -254,7 +256,19 @@ fn greedy<M: StreamingLm>(
         next = logits.argmax(1);
         tokens = Tensor::cat(vec![tokens, next.clone()], 1);
     }
-    same("streaming", tokens)
+    same("streaming", tokens)?;
+
+    let new = expected.generated_length - time;
+    let config = GenerateConfig::new(new).with_temperature(0.0);
+    for row in expected.generated.chunks(expected.generated_length) {
+        let prompt: Vec<usize> = row[..time].iter().map(|id| *id as usize).collect();
+        let generation = generate(model, &prompt, &config).map_err(|error| Failure(error.to_string()))?;
+        let got = generation.collect::<std::result::Result<Vec<_>, _>>()?;
+        if got.iter().map(|token| *token as i64).ne(row[time..].iter().copied()) {
+            return Err(Failure(format!("generate: greedy tokens {got:?}, need {:?}", &row[time..])));
+        }
+    }
+    Ok(())
 }
 
 /// Saved again the tensors are the same, and loaded again the logits.

@@ -144,7 +144,7 @@ mod tests {
             bits_per_byte: 2.5,
             learning_rate: 3e-3,
             bytes_per_second: 12_345.6,
-            validation_bits_per_byte: (step % 2 == 0).then_some(2.25),
+            validation_bits_per_byte: step.is_multiple_of(2).then_some(2.25),
         }
     }
 

@@ -40,6 +40,8 @@ pub enum Outcome {
 /// A run that is about to start: flags checked, device found, text read.
 pub struct Plan<'a> {
     args: &'a Args,
+    /// Longest training time.
+    budget: Option<Duration>,
     device: Device,
     corpus: Corpus,
     record: RunRecord,
@@ -59,9 +61,13 @@ impl<'a> Plan<'a> {
                 return Err(ConfigError::new(flag, 0, "at least 1").into());
             }
         }
-        if args.minutes.is_some_and(|minutes| !(minutes > 0.0)) {
-            return Err(ConfigError::new("--minutes", args.minutes.unwrap_or_default(), "positive").into());
-        }
+        let budget = match args.minutes {
+            None => None,
+            Some(minutes) => match Duration::try_from_secs_f64(60.0 * minutes) {
+                Ok(budget) if !budget.is_zero() => Some(budget),
+                _ => return Err(ConfigError::new("--minutes", minutes, "a positive number").into()),
+            },
+        };
         sample::check(args)?;
         let device = gatekit::device::parse(&args.device)?;
 
@@ -88,7 +94,7 @@ impl<'a> Plan<'a> {
             }
         }
         let record = RunRecord { device: args.device.clone(), text: text.map(absolute), identity };
-        Ok(Self { args, device, corpus, record, resumed })
+        Ok(Self { args, budget, device, corpus, record, resumed })
     }
 
     /// The settings of the run.
@@ -194,7 +200,6 @@ fn train<M: LanguageModel>(
     let settings = plan.settings();
     let look_every = args.validate_every.unwrap_or(settings.steps.div_ceil(LOOKS));
     let look_range = corpus.held_out_from()..(corpus.held_out_from() + LOOK_BYTES).min(corpus.bytes().len());
-    let budget = args.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
 
     let started = Instant::now();
     let tokens = settings.batch_size * settings.context;
@@ -227,7 +232,7 @@ fn train<M: LanguageModel>(
         })?;
 
         let interrupted = interrupt::asked();
-        let out_of_time = budget.is_some_and(|budget| started.elapsed() >= budget);
+        let out_of_time = plan.budget.is_some_and(|budget| started.elapsed() >= budget);
         if last || interrupted || out_of_time || step.number.is_multiple_of(args.checkpoint_every) {
             metrics.flush()?;
             gates.flush()?;

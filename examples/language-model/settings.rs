@@ -131,7 +131,7 @@ impl Settings {
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
             return Err(ConfigError::new("--weight-decay", self.weight_decay, "zero or positive"));
         }
-        if !(self.clip_norm > 0.0) {
+        if !(self.clip_norm.is_finite() && self.clip_norm > 0.0) {
             return Err(ConfigError::new("--clip-norm", self.clip_norm, "positive"));
         }
         if self.window.is_some() && self.mixer == Mixer::Gla {

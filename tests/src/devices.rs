@@ -63,7 +63,7 @@ fn from_names(names: &str) -> Result<Vec<NamedDevice>> {
         .map(str::trim)
         .map(|name| match gatekit::device::parse(name) {
             Ok(device) => Ok(NamedDevice { name: name.to_owned(), device }),
-            Err(error) => Err(Failure(format!("device `{name}`: {error}"))),
+            Err(error) => Err(Failure(error.to_string())),
         })
         .collect()
 }

@@ -6,8 +6,8 @@ use crate::failure::{Failure, Result};
 
 /// The folder that `variable` names, or `default` within this package.
 ///
-/// A relative path counts from the current folder or, since cargo runs tests in their package's
-/// folder, from the workspace's.
+/// A relative path counts from the folder in which cargo was called, or from the workspace's: cargo
+/// runs tests in their package's folder, which nobody means.
 ///
 /// # Errors
 ///
@@ -22,12 +22,15 @@ pub fn locate(variable: &str, default: &str) -> Result<PathBuf> {
             Err(Failure(format!("the folder {} does not exist", folder.display())))
         };
     };
-    let mut candidates = vec![given.clone()];
-    if let (true, Some(workspace)) = (given.is_relative(), package.parent()) {
-        candidates.push(workspace.join(&given));
+    if given.as_os_str().is_empty() {
+        return Err(Failure(format!("{variable} is empty, need a folder")));
     }
-    let found = candidates.iter().find(|folder| folder.is_dir() && !given.as_os_str().is_empty());
-    found.cloned().ok_or_else(|| Failure(format!("{variable}={}: no such folder", given.display())))
+    // The shell's variable still holds the folder of the call; joined to an absolute path it has no effect.
+    let bases =
+        std::env::var_os("PWD").map(PathBuf::from).into_iter().chain(package.parent().map(Path::to_path_buf));
+    let candidates: Vec<PathBuf> = bases.map(|base| base.join(&given)).collect();
+    let found = candidates.iter().find(|folder| folder.is_dir());
+    found.cloned().ok_or_else(|| Failure(format!("{variable}: no folder {}", given.display())))
 }
 
 /// The entries of a folder, sorted by name.

@@ -95,8 +95,34 @@ impl<B: Backend> Primitive<B> {
         Self(B::float_matmul(self.0, rhs.0))
     }
 
+    /// The given indices of axis `dim`, in their order.
+    pub fn select(self, dim: usize, indices: Vec<usize>) -> Self {
+        let device = self.0.device();
+        let settings = burn::backend::get_or_init_device_settings::<B>(&device);
+        let count = indices.len();
+        let indices: Vec<i64> = indices.into_iter().map(|index| index as i64).collect();
+        let data = TensorData::new(indices, [count]).convert_dtype(settings.int_dtype.into());
+        Self(B::float_select(self.0, dim, B::int_from_data(data, &device)))
+    }
+
     pub fn exp(self) -> Self {
         Self(B::float_exp(self.0))
+    }
+
+    pub fn log1p(self) -> Self {
+        Self(B::float_log1p(self.0))
+    }
+
+    pub fn abs(self) -> Self {
+        Self(B::float_abs(self.0))
+    }
+
+    pub fn sqrt(self) -> Self {
+        Self(B::float_sqrt(self.0))
+    }
+
+    pub fn recip(self) -> Self {
+        Self(B::float_recip(self.0))
     }
 
     pub fn neg(self) -> Self {
@@ -107,12 +133,20 @@ impl<B: Backend> Primitive<B> {
         Self(B::float_mul_scalar(self.0, factor.into()))
     }
 
+    pub fn add_scalar(self, term: f64) -> Self {
+        Self(B::float_add_scalar(self.0, term.into()))
+    }
+
     pub fn clamp_min(self, min: f64) -> Self {
         Self(B::float_clamp_min(self.0, min.into()))
     }
 
     pub fn clamp_max(self, max: f64) -> Self {
         Self(B::float_clamp_max(self.0, max.into()))
+    }
+
+    pub fn mean(self, dim: usize) -> Self {
+        Self(B::float_mean_dim(self.0, dim))
     }
 
     /// Sum over axis `dim`, which stays with length 1.
@@ -131,6 +165,21 @@ impl<B: Backend> Primitive<B> {
     /// Sums of all later entries and the entry itself along axis `dim`.
     pub fn reverse_cumsum(self, dim: usize) -> Self {
         self.flip(dim).cumsum(dim).flip(dim)
+    }
+
+    /// `other` where `key` is below `bound`, else `self`.
+    pub fn or_below(self, key: &Self, bound: f64, other: Self) -> Self {
+        let settings = burn::backend::get_or_init_device_settings::<B>(&self.0.device());
+        let mask = B::float_lower_elem(key.0.clone(), bound.into(), settings.bool_dtype);
+        Self(B::float_mask_where(self.0, mask, other.0))
+    }
+
+    /// 1 where the value is above 0, else 0.
+    pub fn positive(self) -> Self {
+        let dtype = self.float_dtype();
+        let settings = burn::backend::get_or_init_device_settings::<B>(&self.0.device());
+        let mask = B::float_greater_elem(self.0, 0.0.into(), settings.bool_dtype);
+        Self(B::bool_into_float(mask, dtype))
     }
 
     /// 1 where the value is at least `bound`, else 0.

@@ -43,6 +43,13 @@ fn a_model_in_training_generates_the_same() {
         collect(generate(&training, &[3, 1, 4], &greedy(6)).unwrap()),
         collect(generate(&model, &[3, 1, 4], &greedy(6)).unwrap())
     );
+    // Its state can be continued, too.
+    let ids = Tensor::from_data([[3, 1, 4]], &device.clone().autodiff());
+    let (_, state) = training.prefill(ids, training.empty_state(1, &device.autodiff()));
+    assert_eq!(
+        collect(generate_from(&training, &[8, 2], state, &greedy(6)).unwrap()),
+        collect(generate(&model, &[3, 1, 4, 8, 2], &greedy(6)).unwrap())
+    );
 }
 
 #[test]

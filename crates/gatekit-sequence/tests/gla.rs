@@ -151,9 +151,9 @@ fn padding_leaves_the_state_after_the_last_real_token() {
             ];
             let packing = Packing::from_mask(&Tensor::<2, Bool>::from_data(mask, &device)).unwrap();
             let (y, state) = layer.forward_with_state(x.clone(), Some(&packing), None);
-            for row in 0..2 {
+            for (row, mask) in mask.iter().enumerate() {
                 let here = |x: &Tensor<3>| x.clone().narrow(0, row, 1);
-                let real: Vec<usize> = (0..9).filter(|&time| mask[row][time]).collect();
+                let real: Vec<usize> = (0..9).filter(|&time| mask[time]).collect();
                 let pick = |x: &Tensor<3>| {
                     Tensor::cat(real.iter().map(|&time| here(x).narrow(1, time, 1)).collect(), 1)
                 };

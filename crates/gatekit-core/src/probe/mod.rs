@@ -81,7 +81,7 @@ impl Probe {
                 series.name.clone(),
                 series.points.len().to_string(),
                 number(values().next()),
-                number(values().last()),
+                number(values().next_back()),
                 number(values().reduce(f64::min)),
                 number(values().reduce(f64::max)),
             ]

@@ -1,60 +1,16 @@
 //! The fused CPU kernels as the scans of the backends whose tensors are slices of host memory.
 
-use std::borrow::Cow;
-
 use burn::{
     backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::{DType, Shape, TensorData},
+    tensor::{DType, Shape},
 };
 
 use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec};
 use crate::{
     cpu::{self, Decay, Problem, Segment},
+    host::HostBackend,
     portable,
 };
-
-/// A backend on host memory.
-pub(crate) trait HostBackend: Backend {
-    /// The values of a float32 tensor in row-major order, copied only where its layout is another.
-    fn read(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
-
-    /// A tensor of these values.
-    fn write(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
-}
-
-#[cfg(feature = "ndarray")]
-impl HostBackend for burn_ndarray::NdArray {
-    fn read(tensor: &burn_ndarray::NdArrayTensor) -> Cow<'_, [f32]> {
-        let burn_ndarray::NdArrayTensor::F32(storage) = tensor else {
-            unreachable!("fused kernels are called with float32 tensors, got {:?}", tensor.dtype())
-        };
-        match storage.view().to_slice() {
-            Some(values) => Cow::Borrowed(values),
-            None => Cow::Owned(storage.view().iter().copied().collect()),
-        }
-    }
-
-    fn write(values: Vec<f32>, shape: Shape) -> burn_ndarray::NdArrayTensor {
-        burn_ndarray::NdArrayTensor::from_data(TensorData::new(values, shape))
-    }
-}
-
-#[cfg(feature = "flex")]
-impl HostBackend for burn_flex::Flex {
-    fn read(tensor: &burn_flex::FlexTensor) -> Cow<'_, [f32]> {
-        match tensor.as_slice::<f32>() {
-            Some(values) => Cow::Borrowed(values),
-            None => {
-                let contiguous = tensor.to_contiguous();
-                Cow::Owned(contiguous.as_slice::<f32>().expect("a contiguous float32 tensor").to_vec())
-            }
-        }
-    }
-
-    fn write(values: Vec<f32>, shape: Shape) -> burn_flex::FlexTensor {
-        burn_flex::FlexTensor::from_data(TensorData::new(values, shape))
-    }
-}
 
 /// Whether the fused kernels compute this scan; the others are left to the portable form.
 fn is_fused<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> bool {

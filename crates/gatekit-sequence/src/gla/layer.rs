@@ -3,7 +3,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use gatekit_core::conv::{ShortConvolution, ShortConvolutionConfig};
 use gatekit_core::decay::log_sigmoid_gate;
 use gatekit_core::gate::GateActivation;
@@ -301,6 +301,21 @@ pub struct GateValues {
 }
 
 impl GatedLinearAttention {
+    /// A whole batch.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[batch, time, D]`
+    /// - `packing`: from a mask `[batch, time]`; padded tokens are removed, the output is 0 there
+    /// - output: `[batch, time, D]`
+    ///
+    /// # Panics
+    ///
+    /// When the width of `x` is not `D`, or its batch and time are not those of the packing.
+    pub fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
+        self.forward_with_state(x, packing, None).0
+    }
+
     /// A whole batch, continued from a state.
     ///
     /// # Shapes
@@ -355,31 +370,53 @@ impl GatedLinearAttention {
             Some(state) => (Some(state.recurrent), state.windows),
             None => (None, None),
         };
-        let windows = self.split_windows(windows);
-        let convolve = |convolution: &Option<ShortConvolution>, x, window| match convolution {
-            Some(convolution) => {
-                let (x, window) = convolution.forward(x, boundaries, window);
-                (x, Some(window))
-            }
-            None => (x, None),
-        };
-        let (q, q_window) = convolve(&self.q_conv1d, self.q_proj.forward(x.clone()), windows.0);
-        let (k, k_window) = convolve(&self.k_conv1d, self.k_proj.forward(x.clone()), windows.1);
-        let (v, v_window) = convolve(&self.v_conv1d, self.v_proj.forward(x.clone()), windows.2);
+        let ([q, k, v], windows) = self
+            .project(x.clone(), windows, |convolution, x, window| convolution.forward(x, boundaries, window));
         let scanned = gated_linear_attention(
-            heads(self.feature(q), self.num_heads),
-            self.shared(self.feature(k)),
+            heads(q, self.num_heads),
+            self.shared(k),
             self.shared(v),
             self.shared(self.log_decay(x.clone())),
             recurrent,
             boundaries,
             &self.scan,
         );
-        let state = GlaLayerState {
-            recurrent: scanned.final_state,
-            windows: ConvolutionWindows::join(q_window, k_window, v_window),
+        (self.output(scanned.output, x), GlaLayerState { recurrent: scanned.final_state, windows })
+    }
+
+    /// Queries, keys and values, convolved and mapped; `convolve` runs over whole sequences or one step.
+    fn project<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        windows: Option<ConvolutionWindows>,
+        convolve: impl Fn(&ShortConvolution, Tensor<D>, Option<Tensor<3>>) -> (Tensor<D>, Tensor<3>),
+    ) -> ([Tensor<D>; 3], Option<ConvolutionWindows>) {
+        let q = self.q_proj.forward(x.clone());
+        let k = self.k_proj.forward(x.clone());
+        let v = self.v_proj.forward(x);
+        let (q, k, v, windows) = match (&self.q_conv1d, &self.k_conv1d, &self.v_conv1d) {
+            (Some(q_conv1d), Some(k_conv1d), Some(v_conv1d)) => {
+                let (q_window, k_window, v_window) = match windows {
+                    Some(windows) => (Some(windows.q), Some(windows.k), Some(windows.v)),
+                    None => (None, None, None),
+                };
+                let (q, q_window) = convolve(q_conv1d, q, q_window);
+                let (k, k_window) = convolve(k_conv1d, k, k_window);
+                let (v, v_window) = convolve(v_conv1d, v, v_window);
+                (q, k, v, Some(ConvolutionWindows { q: q_window, k: k_window, v: v_window }))
+            }
+            _ => {
+                assert!(
+                    windows.is_none(),
+                    "`state` has convolution windows, but this layer has no convolutions"
+                );
+                (q, k, v, None)
+            }
         };
-        (self.output(scanned.output, x), state)
+        match self.feature_map {
+            Some(map) => ([map.apply(q), map.apply(k), v], windows),
+            None => ([q, k, v], windows),
+        }
     }
 
     /// Log decay `g`, as wide as the keys.
@@ -388,25 +425,16 @@ impl GatedLinearAttention {
         log_sigmoid_gate(logits, self.gate_logit_normalizer, self.clamp_min)
     }
 
-    fn feature<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match self.feature_map {
-            Some(map) => map.apply(x),
-            None => x,
-        }
-    }
-
     /// `[B, T, G * dim]` to `[B, T, H, dim]`: every key head serves `H / G` consecutive query heads.
     fn shared(&self, x: Tensor<3>) -> Tensor<4> {
         let x = heads(x, self.num_kv_heads);
         let [batch, time, groups, dim] = x.dims();
         match self.num_heads / groups {
             1 => x,
-            repeats => x.unsqueeze_dim::<5>(3).expand([batch, time, groups, repeats, dim]).reshape([
-                batch,
-                time,
-                self.num_heads,
-                dim,
-            ]),
+            repeats => {
+                let shape = [batch, time, self.num_heads, dim];
+                x.unsqueeze_dim::<5>(3).expand([batch, time, groups, repeats, dim]).reshape(shape)
+            }
         }
     }
 
@@ -418,22 +446,6 @@ impl GatedLinearAttention {
         let normed = norm.forward(scanned, gate);
         self.o_proj.forward(normed.reshape([batch, time, self.num_heads * self.value_dim]))
     }
-
-    fn split_windows(
-        &self,
-        windows: Option<ConvolutionWindows>,
-    ) -> (Option<Tensor<3>>, Option<Tensor<3>>, Option<Tensor<3>>) {
-        match windows {
-            None => (None, None, None),
-            Some(windows) => {
-                assert!(
-                    self.q_conv1d.is_some(),
-                    "`state` has convolution windows, but this layer has no convolutions"
-                );
-                (Some(windows.q), Some(windows.k), Some(windows.v))
-            }
-        }
-    }
 }
 
 /// `[B, T, H * dim]` to `[B, T, H, dim]`.
@@ -442,17 +454,11 @@ fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
     x.reshape([batch, time, heads, width / heads])
 }
 
-impl ConvolutionWindows {
-    fn join(q: Option<Tensor<3>>, k: Option<Tensor<3>>, v: Option<Tensor<3>>) -> Option<Self> {
-        Some(Self { q: q?, k: k?, v: v? })
-    }
-}
-
 impl TokenMixer for GatedLinearAttention {
     type State = GlaLayerState;
 
     fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
-        self.forward_with_state(x, packing, None).0
+        Self::forward(self, x, packing)
     }
 
     fn prefill(&self, x: Tensor<3>, state: GlaLayerState) -> (Tensor<3>, GlaLayerState) {
@@ -460,24 +466,14 @@ impl TokenMixer for GatedLinearAttention {
     }
 
     fn step(&self, x: Tensor<2>, state: GlaLayerState) -> (Tensor<2>, GlaLayerState) {
-        let windows = self.split_windows(state.windows);
-        let convolve = |convolution: &Option<ShortConvolution>, x: Tensor<2>, window: Option<Tensor<3>>| {
-            match convolution {
-                Some(convolution) => {
-                    let window = window.unwrap_or_else(|| convolution.empty_state(x.dims()[0], &x.device()));
-                    let (x, window) = convolution.step(x, window);
-                    (x, Some(window))
-                }
-                None => (x, None),
-            }
-        };
-        let (q, q_window) = convolve(&self.q_conv1d, self.q_proj.forward(x.clone()), windows.0);
-        let (k, k_window) = convolve(&self.k_conv1d, self.k_proj.forward(x.clone()), windows.1);
-        let (v, v_window) = convolve(&self.v_conv1d, self.v_proj.forward(x.clone()), windows.2);
+        let ([q, k, v], windows) = self.project(x.clone(), state.windows, |convolution, x, window| {
+            let window = window.unwrap_or_else(|| convolution.empty_state(x.dims()[0], &x.device()));
+            convolution.step(x, window)
+        });
         let one_step = |x: Tensor<2>| x.unsqueeze_dim::<3>(1);
         let (output, recurrent) = linear_recurrence_step(
-            heads(one_step(self.feature(q)), self.num_heads).squeeze_dim(1),
-            self.shared(one_step(self.feature(k))).squeeze_dim(1),
+            heads(one_step(q), self.num_heads).squeeze_dim(1),
+            self.shared(one_step(k)).squeeze_dim(1),
             self.shared(one_step(v)).squeeze_dim(1),
             StepDecay::PerKey(self.shared(one_step(self.log_decay(x.clone()))).squeeze_dim(1)),
             None,
@@ -485,23 +481,20 @@ impl TokenMixer for GatedLinearAttention {
             self.scan.scale,
         );
         let y = self.output(output.unsqueeze_dim(1), one_step(x)).squeeze_dim(1);
-        let windows = ConvolutionWindows::join(q_window, k_window, v_window);
         (y, GlaLayerState { recurrent, windows })
     }
 
     fn empty_state(&self, batch: usize, device: &Device) -> GlaLayerState {
-        let window = |convolution: &Option<ShortConvolution>| {
-            convolution.as_ref().map(|convolution| convolution.empty_state(batch, device))
-        };
         let shape = [batch, self.num_heads, self.key_dim, self.value_dim];
-        GlaLayerState {
-            recurrent: Tensor::zeros(shape, (device, burn::tensor::DType::F32)),
-            windows: ConvolutionWindows::join(
-                window(&self.q_conv1d),
-                window(&self.k_conv1d),
-                window(&self.v_conv1d),
-            ),
-        }
+        let windows = match (&self.q_conv1d, &self.k_conv1d, &self.v_conv1d) {
+            (Some(q), Some(k), Some(v)) => Some(ConvolutionWindows {
+                q: q.empty_state(batch, device),
+                k: k.empty_state(batch, device),
+                v: v.empty_state(batch, device),
+            }),
+            _ => None,
+        };
+        GlaLayerState { recurrent: Tensor::zeros(shape, (device, DType::F32)), windows }
     }
 
     fn check_state(&self, state: &GlaLayerState, batch: usize) -> Result<(), InputError> {

@@ -1,0 +1,85 @@
+//! The short convolution as an operation of a backend. The bodies here are the portable forms; a
+//! backend with a fused kernel overrides them.
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{ConvolutionArguments, ConvolutionSpec, portable};
+
+/// A backend with short convolutions.
+///
+/// Absent tensors (see [`ConvolutionSpec`]) are passed as a single zero; their gradients are one too.
+#[backend_extension(
+    NdArray: cfg(feature = "ndarray"),
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cubecl"),
+    Fusion: cfg(feature = "fusion"),
+    Autodiff
+)]
+pub trait ConvolutionBackend: Backend {
+    /// Result of [`short_convolution`](super::short_convolution).
+    #[fusion(default)]
+    fn short_convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        spec: ConvolutionSpec,
+    ) -> FloatTensor<Self> {
+        portable::forward::<Self>(ConvolutionArguments { x, weight, bias, state }, &spec)
+    }
+
+    /// Gradients of `x`, `weight`, `bias` and `state`, given that of the result.
+    #[fusion(default)]
+    fn short_convolution_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        spec: ConvolutionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let arguments = ConvolutionArguments { x, weight, bias, state };
+        portable::backward::<Self>(arguments, gradient, &spec).into_tuple()
+    }
+}
+
+/// The short convolutions of a backend on host memory: the fused loops.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! host_convolutions {
+    ($backend:ty) => {
+        impl ConvolutionBackend for $backend {
+            fn short_convolution(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                bias: FloatTensor<Self>,
+                state: FloatTensor<Self>,
+                spec: ConvolutionSpec,
+            ) -> FloatTensor<Self> {
+                host::forward::<Self>(ConvolutionArguments { x, weight, bias, state }, &spec)
+            }
+
+            fn short_convolution_backward(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                bias: FloatTensor<Self>,
+                state: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                spec: ConvolutionSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = ConvolutionArguments { x, weight, bias, state };
+                host::backward::<Self>(arguments, gradient, &spec).into_tuple()
+            }
+        }
+    };
+}
+
+#[cfg(feature = "ndarray")]
+host_convolutions!(burn_ndarray::NdArray);
+
+#[cfg(feature = "flex")]
+host_convolutions!(burn_flex::Flex);
+
+#[cfg(feature = "cubecl")]
+impl ConvolutionBackend for burn_cubecl::CubeBackend {}

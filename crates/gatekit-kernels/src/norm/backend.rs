@@ -1,0 +1,83 @@
+//! The norm as an operation of a backend. The bodies here are the portable forms; a backend with a
+//! fused kernel overrides them.
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{NormArguments, NormSpec, portable};
+
+/// A backend with root-mean-square norms.
+///
+/// Absent logits (see [`NormSpec`]) are passed as a single zero; their gradient is one too.
+#[backend_extension(
+    NdArray: cfg(feature = "ndarray"),
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cubecl"),
+    Fusion: cfg(feature = "fusion"),
+    Autodiff
+)]
+pub trait NormBackend: Backend {
+    /// Result of [`rms_norm`](super::rms_norm).
+    #[fusion(default)]
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        logits: FloatTensor<Self>,
+        spec: NormSpec,
+    ) -> FloatTensor<Self> {
+        portable::forward::<Self>(NormArguments { x, weight, logits }, spec)
+    }
+
+    /// Gradients of `x`, `weight` and `logits`, given that of the result.
+    #[fusion(default)]
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        logits: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        spec: NormSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let arguments = NormArguments { x, weight, logits };
+        let gradients = portable::backward::<Self>(arguments, gradient, spec);
+        (gradients.x, gradients.weight, gradients.logits)
+    }
+}
+
+/// The norms of a backend on host memory: the fused loops.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! host_norms {
+    ($backend:ty) => {
+        impl NormBackend for $backend {
+            fn rms_norm(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                logits: FloatTensor<Self>,
+                spec: NormSpec,
+            ) -> FloatTensor<Self> {
+                host::forward::<Self>(NormArguments { x, weight, logits }, spec)
+            }
+
+            fn rms_norm_backward(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                logits: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                spec: NormSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = NormArguments { x, weight, logits };
+                let gradients = host::backward::<Self>(arguments, gradient, spec);
+                (gradients.x, gradients.weight, gradients.logits)
+            }
+        }
+    };
+}
+
+#[cfg(feature = "ndarray")]
+host_norms!(burn_ndarray::NdArray);
+
+#[cfg(feature = "flex")]
+host_norms!(burn_flex::Flex);
+
+#[cfg(feature = "cubecl")]
+impl NormBackend for burn_cubecl::CubeBackend {}
