@@ -23,7 +23,7 @@ pub struct StepRow {
     pub learning_rate: f64,
     /// Bytes trained on in a second.
     pub bytes_per_second: f64,
-    /// Bits per byte on the beginning of the held-out text after the update, where it was measured.
+    /// Bits per byte on a part of the held-out text after the update, where it was measured.
     pub validation_bits_per_byte: Option<f64>,
 }
 

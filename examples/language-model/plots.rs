@@ -17,7 +17,7 @@ pub fn loss(folder: &Path, rows: &[StepRow], steps: usize, baselines: &Estimates
     let shown = |points: Vec<(f64, f64)>| points.into_iter().filter(|point| point.1 <= HIGHEST_BITS);
     let mut plot = LinePlot::new("Loss", "step", "bits per byte")
         .with_series("training", shown(smoothed(rows)))
-        .with_series("held-out text, its beginning", shown(validation.collect()));
+        .with_series("held-out text, a part of it", shown(validation.collect()));
     for order in [5, 4, 3] {
         let bits = baselines.kneser_ney[order - 1];
         plot = plot.with_series(&format!("Kneser-Ney, order {order}"), [(0.0, bits), (steps as f64, bits)]);

@@ -199,7 +199,10 @@ fn train<M: LanguageModel>(
     let Plan { args, corpus, .. } = plan;
     let settings = plan.settings();
     let look_every = args.validate_every.unwrap_or(settings.steps.div_ceil(LOOKS));
-    let look_range = corpus.held_out_from()..(corpus.held_out_from() + LOOK_BYTES).min(corpus.bytes().len());
+    // From the middle: a text's first pages (a title, a list of persons) are like no others.
+    let look_bytes = LOOK_BYTES.min(corpus.held_out().len());
+    let look_from = corpus.held_out_from() + (corpus.held_out().len() - look_bytes) / 2;
+    let look_range = look_from..look_from + look_bytes;
 
     let started = Instant::now();
     let tokens = settings.batch_size * settings.context;
@@ -252,7 +255,7 @@ fn train<M: LanguageModel>(
     Ok(Outcome::Finished)
 }
 
-/// Adds the gates' statistics on the first bytes of the held-out text to the log.
+/// Adds the gates' statistics on a stretch from the middle of the held-out text to the log.
 fn look_at_gates<M: LanguageModel>(
     plan: &Plan,
     model: &M,
@@ -260,6 +263,7 @@ fn look_at_gates<M: LanguageModel>(
     gates: &mut Log<GateRow>,
 ) -> Result<(), RunError> {
     let text = plan.corpus.held_out();
+    let text = &text[text.len() / 2..];
     let text = &text[..text.len().min(4 * plan.settings().context)];
     for row in model.gates(text, step, &plan.device) {
         gates.push(row)?;

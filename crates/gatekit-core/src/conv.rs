@@ -3,8 +3,9 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
+use gatekit_kernels::conv::short_convolution;
 
-use crate::common::indices;
+use crate::common::{indices, widen};
 use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::gate::GateActivation;
@@ -96,17 +97,16 @@ impl ShortConvolution {
                 boundaries.time()
             );
         }
-        let history = match state {
-            Some(state) => {
-                self.check_state(&state, sequences);
-                state.cast(x.dtype())
-            }
-            None => Tensor::zeros([sequences, self.history(), channels], (&x.device(), x.dtype())),
-        };
-        match boundaries {
-            Some(boundaries) if sequences > 1 => self.packed(x, boundaries, history),
-            _ => self.contiguous(x, history),
+        if let Some(state) = &state {
+            self.check_state(state, sequences);
         }
+        let y = self.convolve(x.clone(), boundaries, state.clone());
+        let state = match boundaries {
+            _ if self.history() == 0 => Tensor::zeros([sequences, 0, channels], (&x.device(), x.dtype())),
+            Some(boundaries) => self.last_of_segments(x, boundaries, state),
+            None => self.last_inputs(x, state),
+        };
+        (y, state)
     }
 
     /// Convolves one step: `x` `[batch, channels]` and `state` `[batch, W-1, channels]` to the result
@@ -116,14 +116,8 @@ impl ShortConvolution {
     ///
     /// When the shapes do not fit.
     pub fn step(&self, x: Tensor<2>, state: Tensor<3>) -> (Tensor<2>, Tensor<3>) {
-        let [batch, channels] = x.dims();
-        self.check_channels(channels);
-        self.check_state(&state, batch);
-        let window = self.joined(state.cast(x.dtype()), x.unsqueeze_dim(1));
-        let taps = self.weight.val().swap_dims(0, 1).swap_dims(1, 2);
-        let y = (window.clone() * taps).sum_dim(1);
-        let state = self.last_inputs(window);
-        (self.finish(y).squeeze_dim(1), state)
+        let (y, state) = self.forward(x.unsqueeze_dim(1), None, Some(state));
+        (y.squeeze_dim(1), state)
     }
 
     /// The state before the first input: zeros `[batch, W-1, channels]`.
@@ -138,75 +132,65 @@ impl ShortConvolution {
         taps - 1
     }
 
-    /// Every row of the batch is one sequence.
-    fn contiguous(&self, x: Tensor<3>, history: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let extended = self.joined(history, x);
-        let y = self.filter(extended.clone());
-        (self.finish(y), self.last_inputs(extended))
-    }
-
-    /// Segments of one row: each gets its own history in front of it, so that one pass filters all.
-    fn packed(&self, x: Tensor<3>, boundaries: &Boundaries, history: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let (device, channels) = (x.device(), x.dims()[2]);
-        let (before, segments) = (self.history(), boundaries.segments());
-        if before == 0 {
-            let y = self.filter(x);
-            return (self.finish(y), history);
-        }
-        let in_front = segments * before;
-        let source = Tensor::cat(vec![history.reshape([1, in_front, channels]), x], 1);
-        let (mut extend, mut keep, mut last) = (Vec::new(), Vec::new(), Vec::new());
-        for (segment, bounds) in boundaries.cu_seqlens().windows(2).enumerate() {
-            let from_history = segment * before..(segment + 1) * before;
-            let from_input = in_front + bounds[0]..in_front + bounds[1];
-            // The filter's result for a token stands W-1 places before the token itself.
-            keep.extend(extend.len()..extend.len() + from_input.len());
-            extend.extend(from_history.chain(from_input));
-            last.extend(extend.len() - before..extend.len());
-        }
-        let extended = source.select(1, indices(extend, &device));
-        let y = self.filter(extended.clone()).select(1, indices(keep, &device));
-        let state = extended.select(1, indices(last, &device)).reshape([segments, before, channels]);
-        (self.finish(y), state)
-    }
-
-    /// `[batch, W-1 + time, channels]` to `[batch, time, channels]`: a sum of W shifted copies.
-    fn filter(&self, extended: Tensor<3>) -> Tensor<3> {
+    /// The filter, the bias and the activation; half precision is summed in float32.
+    fn convolve(&self, x: Tensor<3>, boundaries: Option<&Boundaries>, state: Option<Tensor<3>>) -> Tensor<3> {
+        let dtype = x.dtype();
         let weight = self.weight.val();
         let [channels, _, taps] = weight.dims();
-        let time = extended.dims()[1] + 1 - taps;
-        (0..taps)
-            .map(|tap| {
-                let weight = weight.clone().narrow(2, tap, 1).reshape([1, 1, channels]);
-                extended.clone().narrow(1, tap, time) * weight
-            })
-            .reduce(|sum, term| sum + term)
-            .expect("a filter has at least one tap")
-    }
-
-    fn finish(&self, y: Tensor<3>) -> Tensor<3> {
-        let y = match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        };
+        let x = widen(x);
+        let state = state.map(|state| state.cast(x.dtype()));
+        let y = short_convolution(
+            x,
+            widen(weight).reshape([channels, taps]),
+            self.bias.as_ref().map(|bias| widen(bias.val())),
+            state,
+            boundaries.map(Boundaries::shared),
+            self.activation == Some(GateActivation::Swish),
+        );
         match self.activation {
+            None | Some(GateActivation::Swish) => y,
             Some(activation) => activation.apply(y),
-            None => y,
         }
+        .cast(dtype)
     }
 
-    /// History and inputs one after the other; a filter of one tap has no history.
-    fn joined(&self, history: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
-        if self.history() == 0 { x } else { Tensor::cat(vec![history, x], 1) }
+    /// The last W-1 inputs of every row, after `state` (zeros if `None`) and `x`.
+    fn last_inputs(&self, x: Tensor<3>, state: Option<Tensor<3>>) -> Tensor<3> {
+        let (before, [batch, time, channels]) = (self.history(), x.dims());
+        if time >= before {
+            return x.narrow(1, time - before, before);
+        }
+        let kept = before - time;
+        let old = match state {
+            Some(state) => state.cast(x.dtype()).narrow(1, time, kept),
+            None => Tensor::zeros([batch, kept, channels], (&x.device(), x.dtype())),
+        };
+        Tensor::cat(vec![old, x], 1)
     }
 
-    /// The last W-1 of all inputs so far.
-    fn last_inputs(&self, extended: Tensor<3>) -> Tensor<3> {
-        let [batch, time, channels] = extended.dims();
-        match self.history() {
-            0 => Tensor::zeros([batch, 0, channels], (&extended.device(), extended.dtype())),
-            before => extended.narrow(1, time - before, before),
-        }
+    /// The last W-1 inputs of every segment of one row.
+    fn last_of_segments(&self, x: Tensor<3>, boundaries: &Boundaries, state: Option<Tensor<3>>) -> Tensor<3> {
+        let (before, segments) = (self.history(), boundaries.segments());
+        let (device, dtype, channels) = (x.device(), x.dtype(), x.dims()[2]);
+        let bounds = boundaries.cu_seqlens().windows(2);
+        // Only a segment shorter than the history needs more than its own inputs.
+        let short = bounds.clone().any(|bounds| bounds[1] - bounds[0] < before);
+        let in_front = if short { segments * before } else { 0 };
+        let source = if short {
+            let old = match state {
+                Some(state) => state.cast(dtype).reshape([1, in_front, channels]),
+                None => Tensor::zeros([1, in_front, channels], (&device, dtype)),
+            };
+            Tensor::cat(vec![old, x], 1)
+        } else {
+            x
+        };
+        let last = bounds.enumerate().flat_map(|(segment, bounds)| {
+            let own = before.min(bounds[1] - bounds[0]);
+            let old = (segment + 1) * before - (before - own)..(segment + 1) * before;
+            old.chain(in_front + bounds[1] - own..in_front + bounds[1])
+        });
+        source.select(1, indices(last.collect(), &device)).reshape([segments, before, channels])
     }
 
     fn check_channels(&self, got: usize) {

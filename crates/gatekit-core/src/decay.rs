@@ -4,6 +4,7 @@
 //! forgetting) and keep finite values and gradients where it is almost 0.
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+use gatekit_kernels::gate::log_sigmoid_scaled;
 
 use crate::common::{assert_broadcasts, widen};
 use crate::gate::sigmoid;
@@ -11,12 +12,7 @@ use crate::gate::sigmoid;
 /// `log(sigmoid(z)) = min(z, 0) - log1p(exp(-|z|))`, element by element; half precision in float32.
 pub fn log_sigmoid_stable<const D: usize>(logits: Tensor<D>) -> Tensor<D> {
     let dtype = logits.dtype();
-    let z = widen(logits);
-    let magnitude = z.clone().abs();
-    // (z - |z|) / 2 is min(z, 0), and its derivative at 0 is 1/2, that of the log-sigmoid: with a
-    // minimum there, autodiff would pick one side, and logits of exactly 0 are common at the start.
-    let least = (z - magnitude.clone()).mul_scalar(0.5);
-    (least - magnitude.neg().exp().log1p()).cast(dtype)
+    log_sigmoid_scaled(widen(logits), 1.0, None).cast(dtype)
 }
 
 /// `softplus(z) = log(1 + exp(z)) = max(z, 0) + log1p(exp(-|z|))`, element by element; half
@@ -37,14 +33,10 @@ pub fn softplus_stable<const D: usize>(z: Tensor<D>) -> Tensor<D> {
 /// Unless `normalizer > 0` and `floor <= 0`.
 pub fn log_sigmoid_gate<const D: usize>(logits: Tensor<D>, normalizer: f64, floor: Option<f64>) -> Tensor<D> {
     assert!(normalizer > 0.0, "log_sigmoid_gate: `normalizer` {normalizer} must be above 0");
-    let gate = log_sigmoid_stable(widen(logits)).div_scalar(normalizer);
-    match floor {
-        Some(floor) => {
-            assert!(floor <= 0.0, "log_sigmoid_gate: `floor` {floor} must not be above 0");
-            gate.clamp_min(floor)
-        }
-        None => gate,
+    if let Some(floor) = floor {
+        assert!(floor <= 0.0, "log_sigmoid_gate: `floor` {floor} must not be above 0");
     }
+    log_sigmoid_scaled(widen(logits), normalizer, floor)
 }
 
 /// `g = log(lb + (1 - lb) sigmoid(z))`: the lower-bounded forget gate of HGRN and HGRN2.

@@ -12,6 +12,7 @@ use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Tensor, activation};
+use gatekit_kernels::gate::{Activation, gated_product};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{assert_broadcasts, widen};
@@ -131,6 +132,16 @@ impl GateActivation {
             Self::TemperedTanh(temperature) => logits.div_scalar(temperature).tanh(),
         }
     }
+
+    /// Its name among the operations that apply a gate in one pass, if they know it.
+    pub(crate) fn fused(&self) -> Option<Activation> {
+        match self {
+            Self::Sigmoid => Some(Activation::Sigmoid),
+            Self::Swish => Some(Activation::Swish),
+            Self::Relu => Some(Activation::Relu),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for GateActivation {
@@ -246,7 +257,13 @@ fn harden<const D: usize>(logits: Tensor<D>, soft: Tensor<D>) -> Tensor<D> {
 /// When the shapes do not broadcast.
 pub fn output_gate<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation: GateActivation) -> Tensor<D> {
     assert_broadcasts("output_gate", ("logits", logits.dims()), ("x", x.dims()));
-    x * activation.apply(logits)
+    match activation.fused() {
+        Some(activation) if logits.dims() == x.dims() => {
+            let dtype = x.dtype();
+            gated_product(widen(x), widen(logits), activation).cast(dtype)
+        }
+        _ => x * activation.apply(logits),
+    }
 }
 
 /// `y = gate * a + (1 - gate) * b`, exactly `a` at gate 1 and exactly `b` at gate 0 (finite inputs).

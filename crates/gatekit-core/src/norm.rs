@@ -3,6 +3,8 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
+use gatekit_kernels::gate::Activation;
+use gatekit_kernels::norm::rms_norm;
 
 use crate::common::{assert_last_axis, widen};
 use crate::config::ModuleConfig;
@@ -49,7 +51,7 @@ impl RmsNorm {
     /// When the last axis of `x` does not have `dim` channels.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
-        scaled(x, self.weight.val(), self.eps).cast(dtype)
+        scaled(x, self.weight.val(), self.eps, None).cast(dtype)
     }
 }
 
@@ -104,11 +106,15 @@ impl GatedRmsNorm {
     ///
     /// When the last axis of `x` does not have `dim` channels, or the logits do not broadcast onto `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>, gate_logits: Option<Tensor<D>>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let normalised = scaled(x, self.weight.val(), self.eps);
-        match gate_logits {
-            Some(logits) => output_gate(normalised, widen(logits), self.activation),
-            None => normalised,
+        let (dtype, weight) = (x.dtype(), self.weight.val());
+        match (gate_logits, self.activation.fused()) {
+            (None, _) => scaled(x, weight, self.eps, None),
+            (Some(logits), Some(activation)) if logits.dims() == x.dims() => {
+                scaled(x, weight, self.eps, Some((logits, activation)))
+            }
+            (Some(logits), _) => {
+                output_gate(scaled(x, weight, self.eps, None), widen(logits), self.activation)
+            }
         }
         .cast(dtype)
     }
@@ -125,14 +131,17 @@ pub fn l2_normalize<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (x * inverse).cast(dtype)
 }
 
-/// The norm in at least float32. The reciprocal is taken of one number a row: dividing `x` itself
-/// would cost the backward pass two more passes over `x`.
-fn scaled<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+/// The norm in at least float32, with a gate of the shape of `x` if given.
+fn scaled<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    eps: f64,
+    gate: Option<(Tensor<D>, Activation)>,
+) -> Tensor<D> {
     let [dim] = weight.dims();
     assert_last_axis("RMS norm", x.dims(), dim);
-    let x = widen(x);
-    let inverse = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
-    x * inverse * widen(weight).unsqueeze()
+    let gate = gate.map(|(logits, activation)| (widen(logits), activation));
+    rms_norm(widen(x), widen(weight), eps, gate)
 }
 
 fn check(dim: usize, eps: f64) -> Result<(), ConfigError> {
@@ -246,7 +255,7 @@ mod tests {
         let eps = 1e-3;
         check_gradients(&ramp(6, 0.9), [2, 3], &device, |x| {
             let weight = float64(&[0.5, -1.0, 2.0], [3], &x.device());
-            scaled(x, weight, eps) * weights(&[2, 3])
+            scaled(x, weight, eps, None) * weights(&[2, 3])
         });
     }
 

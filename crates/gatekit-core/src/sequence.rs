@@ -25,7 +25,9 @@ impl Boundaries {
         match cu_seqlens {
             [] | [_] => refuse("at least one segment: [0, .., T]".into()),
             [first, ..] if *first != 0 => refuse("a first entry of 0".into()),
-            [.., last] if *last != time => refuse(format!("a last entry of {time}, the number of time steps")),
+            [.., last] if *last != time => {
+                refuse(format!("a last entry of {time}, the number of time steps"))
+            }
             entries if entries.windows(2).any(|pair| pair[0] >= pair[1]) => {
                 refuse("strictly increasing entries (no empty segment)".into())
             }
@@ -40,7 +42,8 @@ impl Boundaries {
     /// As [`new`](Self::new), and for negative entries.
     pub fn from_tensor(cu_seqlens: &Tensor<1, Int>, time: usize) -> Result<Self, InputError> {
         let entries: Vec<i64> = cu_seqlens.to_data().iter::<i64>().collect();
-        let cu_seqlens: Option<Vec<usize>> = entries.iter().map(|&entry| usize::try_from(entry).ok()).collect();
+        let cu_seqlens: Option<Vec<usize>> =
+            entries.iter().map(|&entry| usize::try_from(entry).ok()).collect();
         match cu_seqlens {
             Some(cu_seqlens) => Self::new(&cu_seqlens, time),
             None => Err(InputError::new("cu_seqlens", format!("{entries:?}"), "no negative entry")),

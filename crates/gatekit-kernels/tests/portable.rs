@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use gatekit_kernels::scan::{
-    DecayKind, ElementwiseSpec, ScanSpec, WriteKind, elementwise_scan, matrix_scan,
-};
+use gatekit_kernels::scan::{DecayKind, ElementwiseSpec, ScanSpec, WriteKind, elementwise_scan, matrix_scan};
 
 /// Reproducible numbers in `[-1, 1)`.
 struct Numbers(u64);
@@ -38,7 +36,14 @@ struct Case {
 }
 
 impl Case {
-    fn new(dims: [usize; 5], decay: DecayKind, write: WriteKind, boundaries: Option<&[usize]>, chunks: (usize, usize), initial: bool) -> Self {
+    fn new(
+        dims: [usize; 5],
+        decay: DecayKind,
+        write: WriteKind,
+        boundaries: Option<&[usize]>,
+        chunks: (usize, usize),
+        initial: bool,
+    ) -> Self {
         let [batch, time, heads, key_dim, value_dim] = dims;
         let mut numbers = Numbers(dims.iter().sum::<usize>() as u64 + 7);
         let steps = batch * time * heads;
@@ -112,8 +117,8 @@ impl Case {
                         for c in 0..key_dim {
                             state[c * value_dim + d] += k[c] * write;
                         }
-                        output[step * value_dim + d] =
-                            self.spec.scale * (0..key_dim).map(|c| q[c] * state[c * value_dim + d]).sum::<f64>();
+                        output[step * value_dim + d] = self.spec.scale
+                            * (0..key_dim).map(|c| q[c] * state[c * value_dim + d]).sum::<f64>();
                     }
                 }
                 finals[place..place + key_dim * value_dim].copy_from_slice(&state);
@@ -131,7 +136,8 @@ impl Case {
         let device = Device::ndarray().autodiff();
         let &Self { batch, time, heads, key_dim, value_dim, .. } = self;
         let tensor = |index: usize, dims: [usize; 4]| {
-            Tensor::<4>::from_data(TensorData::new(self.inputs[index].clone(), dims), (&device, DType::F64)).require_grad()
+            Tensor::<4>::from_data(TensorData::new(self.inputs[index].clone(), dims), (&device, DType::F64))
+                .require_grad()
         };
         let q = tensor(0, [batch, time, heads, key_dim]);
         let k = tensor(1, [batch, time, heads, key_dim]);
@@ -141,7 +147,8 @@ impl Case {
             tensor(3, [batch, time, heads, dim])
         });
         let beta = (self.spec.write == WriteKind::Delta).then(|| tensor(4, [batch, time, heads, 1]));
-        let initial = self.spec.has_initial_state.then(|| tensor(5, [self.states(), heads, key_dim, value_dim]));
+        let initial =
+            self.spec.has_initial_state.then(|| tensor(5, [self.states(), heads, key_dim, value_dim]));
         let (output, state) = matrix_scan(
             q.clone(),
             k.clone(),
@@ -249,17 +256,25 @@ fn elementwise_equals_the_definition() {
             (output, finals)
         };
         let options = (&device, DType::F64);
-        let x = Tensor::<3>::from_data(TensorData::new(inputs[0].clone(), [batch, time, dim]), options).require_grad();
-        let g = Tensor::<3>::from_data(TensorData::new(inputs[1].clone(), [batch, time, dim]), options).require_grad();
-        let h0 = Tensor::<2>::from_data(TensorData::new(inputs[2].clone(), [states, dim]), options).require_grad();
-        let spec = ElementwiseSpec { has_initial_state: initial, boundaries: boundaries.clone().map(Arc::from), fused: false };
+        let x = Tensor::<3>::from_data(TensorData::new(inputs[0].clone(), [batch, time, dim]), options)
+            .require_grad();
+        let g = Tensor::<3>::from_data(TensorData::new(inputs[1].clone(), [batch, time, dim]), options)
+            .require_grad();
+        let h0 =
+            Tensor::<2>::from_data(TensorData::new(inputs[2].clone(), [states, dim]), options).require_grad();
+        let spec = ElementwiseSpec {
+            has_initial_state: initial,
+            boundaries: boundaries.clone().map(Arc::from),
+            fused: false,
+        };
         let (output, state) = elementwise_scan(x.clone(), g.clone(), initial.then(|| h0.clone()), spec);
         let want = naive(&inputs);
         close("output", &values(&output), &want.0, 1e-12);
         close("final state", &values(&state), &want.1, 1e-12);
 
         let weights = (numbers.many(want.0.len(), |x| x), numbers.many(want.1.len(), |x| x));
-        let output_weights = Tensor::<3>::from_data(TensorData::new(weights.0.clone(), output.dims()), options);
+        let output_weights =
+            Tensor::<3>::from_data(TensorData::new(weights.0.clone(), output.dims()), options);
         let state_weights = Tensor::<2>::from_data(TensorData::new(weights.1.clone(), state.dims()), options);
         let grads = ((output * output_weights).sum() + (state * state_weights).sum()).backward();
         let mut got = vec![values(&x.grad(&grads).unwrap()), values(&g.grad(&grads).unwrap())];

@@ -244,7 +244,7 @@ fn damaged_states_are_refused() {
     assert!(matches!(missing, CheckpointError::Io { .. }), "{missing}");
 
     state.save(&path).unwrap();
-    let other = SoftmaxState::load(&path, &device).err().expect("a state of another mixer").to_string();
+    let other = SoftmaxState::load(&path, &device).expect_err("a state of another mixer").to_string();
     assert!(other.contains("gated_linear_attention") && other.contains("softmax"), "{other}");
 
     let bytes = std::fs::read(&path).unwrap();

@@ -169,7 +169,10 @@ fn share_heads(name: &str, x: Tensor<4>, value_heads: usize) -> Tensor<4> {
     if heads == value_heads {
         return x;
     }
-    x.unsqueeze_dim::<5>(3)
-        .expand([batch, time, heads, value_heads / heads, dim])
-        .reshape([batch, time, value_heads, dim])
+    x.unsqueeze_dim::<5>(3).expand([batch, time, heads, value_heads / heads, dim]).reshape([
+        batch,
+        time,
+        value_heads,
+        dim,
+    ])
 }

@@ -108,8 +108,8 @@ pub struct ScanOutput {
 /// - with `boundaries` the batch is 1, segments start from their own initial state, and states
 ///   are `[segments, heads, key_dim, value_dim]`
 ///
-/// Half-precision inputs are computed in float32. Log decays below -30 count as -30 in the chunked
-/// forms (`exp(-30)` is invisible in float32).
+/// Half-precision inputs are computed in float32. A log decay may be minus infinity (a gate of 0); below
+/// -30 (`exp(-30)` is invisible in float32) it gets no gradient.
 ///
 /// # Panics
 ///

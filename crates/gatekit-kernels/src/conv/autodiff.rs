@@ -22,8 +22,7 @@ impl<B: ConvolutionBackend> Backward<B, 4> for ShortConvolution {
         let gradient = grads.consume::<B>(&ops.node);
         let (arguments, spec) = ops.state;
         let (x, weight, bias, state) = arguments.into_tuple();
-        let (x, weight, bias, state) =
-            B::short_convolution_backward(x, weight, bias, state, gradient, spec);
+        let (x, weight, bias, state) = B::short_convolution_backward(x, weight, bias, state, gradient, spec);
         for (parent, gradient) in ops.parents.into_iter().zip([x, weight, bias, state]) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, gradient);

@@ -173,9 +173,7 @@ pub(super) fn backward<B: Backend>(
     let spread = layout.spread(gradient);
     let places = spread.dims()[1];
     let weights = (0..taps)
-        .map(|tap| {
-            over_steps(spread.clone() * extended.narrow(1, tap..tap + places)).reshape([channels, 1])
-        })
+        .map(|tap| over_steps(spread.clone() * extended.narrow(1, tap..tap + places)).reshape([channels, 1]))
         .collect();
     let inputs = (0..taps)
         .map(|tap| pad(spread.clone() * filter_tap(&weight, tap), tap, places + layout.before))

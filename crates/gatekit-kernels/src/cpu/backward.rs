@@ -236,7 +236,12 @@ unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) -> KeyGradi
         Decay::PerKey(_) => Some(decay),
         Decay::PerHead(g) => {
             let sum = |parts: &[f32]| parts.iter().fold(0.0, |sum, x| sum + x);
-            Some(g.iter().zip(decay.chunks_exact(lines)).map(|(g, parts)| above_floor(*g, sum(parts))).collect())
+            Some(
+                g.iter()
+                    .zip(decay.chunks_exact(lines))
+                    .map(|(g, parts)| above_floor(*g, sum(parts)))
+                    .collect(),
+            )
         }
     };
     KeyGradients { q, k, decay }
@@ -303,7 +308,9 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
         };
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
         let tokens = segment.tokens(p.time);
-        let is_mark = |end: usize| !p.decay.is_none() && (end == tokens.end || (end - tokens.start).is_multiple_of(MARK));
+        let is_mark = |end: usize| {
+            !p.decay.is_none() && (end == tokens.end || (end - tokens.start).is_multiple_of(MARK))
+        };
         if !p.decay.is_none() {
             job.marks.reserve_exact(tokens.len().div_ceil(MARK) * rows * lanes);
         }

@@ -298,7 +298,8 @@ impl<'j> DeltaJob<'j> {
                 for row in (0..rows).step_by(2) {
                     for half in 0..2 {
                         let row = row + half;
-                        let (q, k, next) = (S::splat(*q.add(row)), S::splat(*k.add(row)), S::splat(*next.add(row)));
+                        let (q, k, next) =
+                            (S::splat(*q.add(row)), S::splat(*k.add(row)), S::splat(*next.add(row)));
                         let decay = if DECAY { S::splat(*decay.add(row)) } else { k };
                         let mut s = load::<S, N>(state.add(row * lanes));
                         for n in 0..N {
@@ -347,7 +348,11 @@ impl<'j> DeltaJob<'j> {
     }
 
     #[inline(always)]
-    unsafe fn reverse_column<S: Simd, const N: usize, const DECAY: bool>(&mut self, steps: usize, lane: usize) {
+    unsafe fn reverse_column<S: Simd, const N: usize, const DECAY: bool>(
+        &mut self,
+        steps: usize,
+        lane: usize,
+    ) {
         if N > S::TILE_VECTORS {
             return; // never reached, so not compiled either
         }
@@ -411,7 +416,8 @@ unsafe fn product<S: Simd, const N: usize>(
         let mut sums = [[S::splat(0.0); N]; 2];
         for row in (0..rows).step_by(2) {
             for (half, sum) in sums.iter_mut().enumerate() {
-                let (x, s) = (S::splat(*vector.add(row + half)), load::<S, N>(state.add((row + half) * lanes)));
+                let (x, s) =
+                    (S::splat(*vector.add(row + half)), load::<S, N>(state.add((row + half) * lanes)));
                 for n in 0..N {
                     sum[n] = S::mul_add(s[n], x, sum[n]);
                 }

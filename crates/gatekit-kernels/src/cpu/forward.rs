@@ -41,7 +41,11 @@ pub(super) unsafe fn forward_at(level: Level, problem: &Problem) -> Output {
 }
 
 /// The job's segment, head and block of lanes.
-pub(super) fn job<'p>(problem: &'p Problem, blocks: &Blocks, index: usize) -> (&'p Segment, usize, usize, usize) {
+pub(super) fn job<'p>(
+    problem: &'p Problem,
+    blocks: &Blocks,
+    index: usize,
+) -> (&'p Segment, usize, usize, usize) {
     let (sequence, block) = (index / blocks.count, index % blocks.count);
     let (from, lanes) = blocks.get(block);
     (&problem.segments[sequence / problem.heads], sequence % problem.heads, from, lanes)

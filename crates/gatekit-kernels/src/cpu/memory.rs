@@ -92,7 +92,10 @@ impl<'a> Filling<'a> {
 ///
 /// # Safety
 /// `fill` must write every element.
-pub(super) unsafe fn filled<const N: usize>(lens: [usize; N], fill: impl FnOnce([Filling; N])) -> [Vec<f32>; N] {
+pub(super) unsafe fn filled<const N: usize>(
+    lens: [usize; N],
+    fill: impl FnOnce([Filling; N]),
+) -> [Vec<f32>; N] {
     let mut vectors = lens.map(|len| {
         let mut vector = Vec::new();
         vector.reserve_exact(len);

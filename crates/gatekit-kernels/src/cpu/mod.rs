@@ -24,7 +24,6 @@ pub use backward::backward;
 pub use forward::forward;
 pub use problem::{Decay, Gradients, Output, Problem, Segment};
 
-
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -149,9 +149,13 @@ impl Problem<'_> {
     /// Panics unless the arrays have the shapes and the segments the cover that the documentation asks for.
     pub(super) fn check(&self) {
         let Self { batch, time, heads, key_dim, value_dim, .. } = *self;
-        for (name, size) in
-            [("batch", batch), ("time", time), ("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)]
-        {
+        for (name, size) in [
+            ("batch", batch),
+            ("time", time),
+            ("heads", heads),
+            ("key_dim", key_dim),
+            ("value_dim", value_dim),
+        ] {
             assert!(size > 0, "`{name}`: got 0, need at least 1");
         }
         expect_shape("q", self.q.len(), &[batch, time, heads, key_dim]);

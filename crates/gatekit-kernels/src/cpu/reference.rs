@@ -91,7 +91,8 @@ pub(super) fn reference(p: &Problem, grad_output: &[f32], grad_state: &[f32]) ->
                         r.q[token * kd + c] += f64::from(p.scale) * states[i][c * vd + j] * out(j);
                     }
                 }
-                let dd: Vec<f64> = (0..vd).map(|j| (0..kd).map(|c| g[c * vd + j] * key(token, c)).sum()).collect();
+                let dd: Vec<f64> =
+                    (0..vd).map(|j| (0..kd).map(|c| g[c * vd + j] * key(token, c)).sum()).collect();
                 for c in 0..kd {
                     for j in 0..vd {
                         r.k[token * kd + c] += g[c * vd + j] * written[i][j];

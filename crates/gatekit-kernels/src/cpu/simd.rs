@@ -374,7 +374,8 @@ mod tests {
     #[test]
     fn exponential_of_special_values() {
         for level in Level::available() {
-            let y = exponentials(level, &[0.0, -0.0, -87.5, -1000.0, -1e30, f32::NEG_INFINITY, f32::NAN, -1e-30]);
+            let y =
+                exponentials(level, &[0.0, -0.0, -87.5, -1000.0, -1e30, f32::NEG_INFINITY, f32::NAN, -1e-30]);
             assert_eq!(y[..6], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "{level:?}");
             assert!(y[6].is_nan(), "{level:?}");
             assert_eq!(y[7], 1.0, "{level:?}");

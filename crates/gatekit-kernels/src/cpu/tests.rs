@@ -143,8 +143,13 @@ fn assert_close(name: &str, context: &str, got: &[f32], want: &[f64], bound: f64
     let difference = got.iter().zip(want).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt();
     let norm = want.iter().map(|y| y * y).sum::<f64>().sqrt();
     let limit = bound * norm + 1e-7 * (want.len() as f64).sqrt();
-    assert!(difference <= limit, "{name} of {context}: difference {difference:e}, norm {norm:e}, limit {limit:e}");
-    if std::env::var_os("SHOW").is_some() && norm > 0.0 { eprintln!("{name} {:e} ", difference / norm); }
+    assert!(
+        difference <= limit,
+        "{name} of {context}: difference {difference:e}, norm {norm:e}, limit {limit:e}"
+    );
+    if std::env::var_os("SHOW").is_some() && norm > 0.0 {
+        eprintln!("{name} {:e} ", difference / norm);
+    }
 }
 
 /// Forward and backward of a problem against the reference, at every level.
@@ -157,7 +162,8 @@ fn check(arrays: &Arrays, context: &str) {
         let got = unsafe { forward_at(level, &problem) };
         assert_close("output", &context, &got.output, &want.output, 2e-5);
         assert_close("state", &context, &got.state, &want.state, 2e-5);
-        let got = unsafe { backward_at(level, &problem, Some(&arrays.grad_output), Some(&arrays.grad_state)) };
+        let got =
+            unsafe { backward_at(level, &problem, Some(&arrays.grad_output), Some(&arrays.grad_state)) };
         assert_close("q", &context, &got.q, &want.q, 1e-4);
         assert_close("k", &context, &got.k, &want.k, 1e-4);
         assert_close("v", &context, &got.v, &want.v, 1e-4);
@@ -227,8 +233,14 @@ fn packed_segments() {
     let boundaries = [0, 1, 33, 34, 100, 164, 165, 200];
     for kind in [DecayKind::PerKey, DecayKind::PerHead, DecayKind::None] {
         for delta in [false, true] {
-            let arrays =
-                Arrays::new([1, 200, 3, 20, 24], Segment::packed(&boundaries), kind, Strength::Slow, delta, true);
+            let arrays = Arrays::new(
+                [1, 200, 3, 20, 24],
+                Segment::packed(&boundaries),
+                kind,
+                Strength::Slow,
+                delta,
+                true,
+            );
             check(&arrays, &format!("packed {kind:?}, delta {delta}"));
         }
     }
@@ -239,7 +251,8 @@ fn strong_and_mixed_decays() {
     for strength in [Strength::Strong, Strength::Mixed] {
         for kind in [DecayKind::PerKey, DecayKind::PerHead] {
             for delta in [false, true] {
-                let arrays = Arrays::new([2, 600, 2, 24, 32], Segment::rows(2, 600), kind, strength, delta, true);
+                let arrays =
+                    Arrays::new([2, 600, 2, 24, 32], Segment::rows(2, 600), kind, strength, delta, true);
                 check(&arrays, &format!("{strength:?} {kind:?}, delta {delta}"));
             }
         }

@@ -143,10 +143,7 @@ struct Scale {
 
 impl Scale {
     fn new(normalizer: f64, floor: Option<f64>) -> Self {
-        Self {
-            normalizer: normalizer as f32,
-            floor: floor.map_or(f32::NEG_INFINITY, |floor| floor as f32),
-        }
+        Self { normalizer: normalizer as f32, floor: floor.map_or(f32::NEG_INFINITY, |floor| floor as f32) }
     }
 
     /// The gate before its floor.

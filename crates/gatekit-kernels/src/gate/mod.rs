@@ -24,11 +24,7 @@ pub use backend::GateBackend;
 /// # Panics
 ///
 /// When the shapes or types differ, or the type is neither float32 nor float64.
-pub fn gated_product<const D: usize>(
-    x: Tensor<D>,
-    logits: Tensor<D>,
-    activation: Activation,
-) -> Tensor<D> {
+pub fn gated_product<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation: Activation) -> Tensor<D> {
     check_dtype("gated_product", x.dtype());
     assert_eq!(x.dtype(), logits.dtype(), "gated_product: types of `x` and `logits`");
     assert_eq!(x.dims(), logits.dims(), "gated_product: shapes of `x` and `logits`");

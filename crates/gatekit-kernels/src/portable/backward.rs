@@ -4,7 +4,7 @@
 use burn::backend::{Backend, tensor::FloatTensor};
 
 use super::{
-    LOG_DECAY_FLOOR,
+    LOG_DECAY_GRADIENT_FLOOR,
     forward::{Forward, compute, times},
     pairs::lower_mask,
 };
@@ -68,8 +68,8 @@ pub(crate) fn backward<B: Backend>(
     let scores = output_gradient.clone().matmul(writes.clone().transpose()) * lower_mask(size, false, q);
     let to_states = output_gradient.matmul(states.clone().transpose());
     let dq = times(&to_states, &decay.from_start) + pairs.rows(&scores, k);
-    let mut column = times(&writes.clone().matmul(after.clone().transpose()), &decay.to_end)
-        + pairs.columns(&scores, q);
+    let mut column =
+        times(&writes.clone().matmul(after.clone().transpose()), &decay.to_end) + pairs.columns(&scores, q);
 
     let (dv, row, beta) = match delta {
         None => (own + keys_to_end.matmul(after.clone()), None, None),
@@ -98,8 +98,7 @@ pub(crate) fn backward<B: Backend>(
             _ => (steps, total),
         };
         let sums = chunks.join(steps.reverse_cumsum(2) + total);
-        // Below the floor the decay is a constant 0.
-        sums * log_decay.at_least(LOG_DECAY_FLOOR)
+        sums * log_decay.at_least(LOG_DECAY_GRADIENT_FLOOR)
     });
     let dk = match row {
         Some(row) => row + column,

@@ -108,6 +108,9 @@ impl Chunks {
     /// Per-chunk matrices `[rows, a, b]` back to `[rows, chunks, a, b]`.
     pub fn stack<B: Backend>(&self, parts: Vec<Primitive<B>>) -> Primitive<B> {
         let dims = parts[0].dims();
-        Primitive::cat(parts.into_iter().map(|part| part.reshape([dims[0], 1, dims[1], dims[2]])).collect(), 1)
+        Primitive::cat(
+            parts.into_iter().map(|part| part.reshape([dims[0], 1, dims[1], dims[2]])).collect(),
+            1,
+        )
     }
 }

@@ -5,7 +5,7 @@ use burn::backend::{Backend, tensor::FloatTensor};
 use super::{
     LOG_DECAY_FLOOR,
     chunks::Chunks,
-    pairs::{Pairs, lower_mask, mask},
+    pairs::{Decays, Pairs, lower_mask, mask},
 };
 use crate::{
     primitive::Primitive,
@@ -33,16 +33,6 @@ pub(super) struct Forward<B: Backend> {
     pub final_state: Primitive<B>,
 }
 
-/// Decay factors relative to the ends of the chunk; absent factors are 1.
-pub(super) struct Decays<B: Backend> {
-    /// `exp(b_i)`: from the chunk's start to step `i`.
-    pub from_start: Option<Primitive<B>>,
-    /// `exp(b_C - b_i)`: from step `i` to the chunk's end.
-    pub to_end: Option<Primitive<B>>,
-    /// `exp(b_C)` as a factor on states, `[rows, chunks, key_dim or 1, 1]`.
-    pub whole: Option<Primitive<B>>,
-}
-
 /// What only the delta rule has.
 pub(super) struct Delta<B: Backend> {
     pub beta: Primitive<B>,
@@ -50,9 +40,9 @@ pub(super) struct Delta<B: Backend> {
     pub keys_on_keys: Primitive<B>,
     /// `(I + diag(beta) E)^-1`.
     pub inverse: Primitive<B>,
-    /// `v - (k exp(b)) S_in`.
+    /// `v` minus what the state held for the key.
     pub residual: Primitive<B>,
-    /// `k exp(b)`.
+    /// Keys times the decay from the chunk's start.
     pub keys_from_start: Primitive<B>,
 }
 
@@ -80,11 +70,10 @@ pub(super) fn compute<B: Backend>(arguments: ScanArguments<B>, spec: &ScanSpec) 
     let v = chunks.cut(Primitive(arguments.v));
     let (rows, key_dim, value_dim) = (chunks.rows(), k.dims()[3], v.dims()[3]);
 
-    let sums = spec
-        .has_decay()
-        .then(|| chunks.cut(Primitive(arguments.log_decay)).clamp_min(LOG_DECAY_FLOOR).cumsum(2));
-    let decay = Decays::new(sums.as_ref(), chunks.size);
-    let pairs = Pairs::new(spec.decay, sums.as_ref(), &chunks, &q);
+    let log_decay =
+        spec.has_decay().then(|| chunks.cut(Primitive(arguments.log_decay).clamp_min(LOG_DECAY_FLOOR)));
+    let decay = Decays::new(log_decay.as_ref());
+    let pairs = Pairs::new(spec.decay, log_decay.as_ref(), &chunks, &q);
     let attention = pairs.product(&q, &k);
     let keys_to_end = times(&k, &decay.to_end).transpose();
 
@@ -137,7 +126,8 @@ pub(super) fn compute<B: Backend>(arguments: ScanArguments<B>, spec: &ScanSpec) 
     }
     let states = chunks.stack(before);
     let writes = if writes.is_empty() { corrected } else { chunks.stack(writes) };
-    let output = times(&q, &decay.from_start).matmul(states.clone()) + attention.clone().matmul(writes.clone());
+    let output =
+        times(&q, &decay.from_start).matmul(states.clone()) + attention.clone().matmul(writes.clone());
     let delta = delta.map(|(beta, keys_on_keys, inverse, keys_from_start)| Delta {
         residual: v.clone() - keys_from_start.clone().matmul(states.clone()),
         beta,
@@ -159,18 +149,6 @@ pub(super) fn compute<B: Backend>(arguments: ScanArguments<B>, spec: &ScanSpec) 
         output,
         final_state: chunks.states(finals),
         chunks,
-    }
-}
-
-impl<B: Backend> Decays<B> {
-    fn new(sums: Option<&Primitive<B>>, size: usize) -> Self {
-        let Some(sums) = sums else { return Self { from_start: None, to_end: None, whole: None } };
-        let total = sums.narrow(2, size - 1..size);
-        Self {
-            from_start: Some(sums.clone().exp()),
-            to_end: Some((total.clone() - sums.clone()).exp()),
-            whole: Some(total.exp().transpose()),
-        }
     }
 }
 

@@ -11,6 +11,10 @@ pub(crate) use backward::backward;
 pub(crate) use elementwise::{elementwise_backward, elementwise_forward};
 pub(crate) use forward::forward;
 
-/// Log decays below this are raised to it before prefix sums: `exp(-30)` is invisible in float32,
-/// while one step of -1000 would cost all later differences of the sums their absolute precision.
-const LOG_DECAY_FLOOR: f64 = -30.0;
+/// Log decays below this count as this: `exp(-100)` is 0 in float32, and minus infinity would make
+/// NaN of sums.
+const LOG_DECAY_FLOOR: f64 = -100.0;
+
+/// Log decays below this get no gradient: what they let through is invisible in float32, the
+/// rounding of the closed form is not.
+const LOG_DECAY_GRADIENT_FLOOR: f64 = -30.0;

@@ -1,61 +1,133 @@
-//! Products between the steps of a chunk, weighted by the decay between them.
+//! Products between the steps of a chunk, weighted by the decay between them, and the decays
+//! themselves.
 //!
-//! With `b` the prefix sums of the log decays in the chunk, all three functions contain
-//! `exp(b_i - b_j)` for `i >= j` and never a positive exponent. Scalar decays leave the channel
-//! sum: a matrix product times a matrix of weights. Decays per key channel are combined through a
-//! reference point before each block of rows (secondary chunking); only blocks on the diagonal
-//! are summed elementwise.
+//! The log decay from step `j` to step `i >= j` is the sum of the log decays of the steps after `j`
+//! up to `i`. Such sums are accumulated where they are needed and never formed as differences of
+//! prefix sums: every exponent is at most 0, and a near-reset costs no later step its precision.
+//! Scalar decays leave the channel sum: a matrix product times a matrix of weights. Decays per key
+//! channel are split at the start of each block of rows (secondary chunking); only blocks on the
+//! diagonal are summed elementwise.
 
 use burn::backend::Backend;
 
 use super::chunks::Chunks;
 use crate::{primitive::Primitive, scan::DecayKind};
 
+/// Decay factors between the steps of a chunk and its ends; absent factors are 1.
+pub(super) struct Decays<B: Backend> {
+    /// From the chunk's start up to step `i`, `[rows, chunks, chunk, key_dim or 1]`.
+    pub from_start: Option<Primitive<B>>,
+    /// After step `i` to the chunk's end.
+    pub to_end: Option<Primitive<B>>,
+    /// Over the whole chunk, as a factor on states, `[rows, chunks, key_dim or 1, 1]`.
+    pub whole: Option<Primitive<B>>,
+}
+
+impl<B: Backend> Decays<B> {
+    /// From the log decays of all steps, `[rows, chunks, chunk, key_dim or 1]`.
+    pub fn new(log_decay: Option<&Primitive<B>>) -> Self {
+        let Some(log_decay) = log_decay else { return Self { from_start: None, to_end: None, whole: None } };
+        let size = log_decay.dims()[2];
+        let sums = log_decay.clone().cumsum(2);
+        Self {
+            whole: Some(sums.narrow(2, size - 1..size).exp().transpose()),
+            from_start: Some(sums.exp()),
+            to_end: Some(sums_after(log_decay, 2).exp()),
+        }
+    }
+}
+
+/// Sums of all later entries along axis `dim`, without the entry itself.
+fn sums_after<B: Backend>(x: &Primitive<B>, dim: usize) -> Primitive<B> {
+    let length = x.dims()[dim];
+    match length {
+        1 => x.zeros(x.dims()),
+        _ => x.clone().reverse_cumsum(dim).narrow(dim, 1..length).pad_end(dim, length),
+    }
+}
+
 /// The decay between the steps of every chunk.
 pub(super) enum Pairs<B: Backend> {
-    /// `weights_ij = exp(b_i - b_j)` for `i >= j`, else 0.
+    /// `weights_ij`: the decay from `j` to `i` for `i >= j`, else 0.
     Scalar { weights: Primitive<B> },
-    /// Prefix sums per key channel `[rows, chunks, chunk, key_dim]`, `lower` the mask `i >= j`,
-    /// `diagonal` the same for one block.
-    PerKey { sums: Primitive<B>, block: usize, diagonal: Primitive<B> },
+    /// Decays per key channel.
+    PerKey {
+        block: usize,
+        /// Within each block from `j` to `i`, 0 above the diagonal:
+        /// `[rows, chunks, blocks, block (i), block (j), key_dim]`.
+        diagonal: Primitive<B>,
+        /// From the start of its block up to each step, `[rows, chunks, chunk, key_dim]`.
+        up: Primitive<B>,
+        /// For every block but the first: after each earlier step to the block's start,
+        /// `[rows, chunks, start, key_dim]`.
+        down: Vec<Primitive<B>>,
+    },
 }
 
 impl<B: Backend> Pairs<B> {
-    /// `sums`: prefix sums of the log decays, absent without decay; `like` any chunked tensor.
-    pub fn new(decay: DecayKind, sums: Option<&Primitive<B>>, chunks: &Chunks, like: &Primitive<B>) -> Self {
-        match (decay, sums) {
-            (DecayKind::PerKey, Some(sums)) => Self::PerKey {
-                sums: sums.clone(),
-                block: chunks.block,
-                diagonal: lower_mask(chunks.block, false, like).reshape([1, 1, 1, chunks.block, chunks.block, 1]),
-            },
-            (_, Some(sums)) => {
-                let between = sums.clone() - sums.clone().transpose();
-                let mask = lower_mask(chunks.size, false, like);
-                Self::Scalar { weights: between.clamp_max(0.0).exp() * mask }
+    /// `log_decay`: `[rows, chunks, chunk, key_dim or 1]`, absent without decay; `like` any tensor of
+    /// the device.
+    pub fn new(
+        decay: DecayKind,
+        log_decay: Option<&Primitive<B>>,
+        chunks: &Chunks,
+        like: &Primitive<B>,
+    ) -> Self {
+        let size = chunks.size;
+        match (decay, log_decay) {
+            (_, None) => Self::Scalar { weights: lower_mask(size, false, like) },
+            (DecayKind::PerKey, Some(log_decay)) => Self::per_key(log_decay, chunks.block),
+            (_, Some(log_decay)) => {
+                let after = log_decay.clone() * lower_mask(size, true, like);
+                Self::Scalar { weights: after.cumsum(2).exp() * lower_mask(size, false, like) }
             }
-            (_, None) => Self::Scalar { weights: lower_mask(chunks.size, false, like) },
         }
     }
 
-    /// `P_ij = sum_c a_ic k_jc exp(b_ic - b_jc)` for `i >= j`, else 0: `[rows, chunks, chunk, chunk]`.
+    fn per_key(log_decay: &Primitive<B>, block: usize) -> Self {
+        let dims = log_decay.dims();
+        let (rows, chunks, size, key_dim) = (dims[0], dims[1], dims[2], dims[3]);
+        let blocks = log_decay.clone().reshape([rows, chunks, size / block, block, key_dim]);
+        let mask = |strict| lower_mask(block, strict, log_decay).reshape([1, 1, 1, block, block, 1]);
+        let after = blocks.clone().reshape([rows, chunks, size / block, block, 1, key_dim]) * mask(true);
+        let up = blocks.clone().cumsum(3).exp().reshape(dims.clone());
+        let rest = sums_after(&blocks, 3).reshape(dims);
+
+        let mut down = vec![];
+        let mut sums: Option<Primitive<B>> = None;
+        for start in (block..size).step_by(block) {
+            let own = start - block..start;
+            let mut parts = vec![];
+            if let Some(sums) = sums {
+                parts.push(sums + log_decay.narrow(2, own.clone()).sum(2));
+            }
+            parts.push(rest.narrow(2, own));
+            let next = Primitive::cat(parts, 2);
+            down.push(next.clone().exp());
+            sums = Some(next);
+        }
+        Self::PerKey { block, diagonal: after.cumsum(3).exp() * mask(false), up, down }
+    }
+
+    /// `sum_c a_ic k_jc decay_ijc` for `i >= j`, else 0: `[rows, chunks, chunk, chunk]`.
     pub fn product(&self, a: &Primitive<B>, k: &Primitive<B>) -> Primitive<B> {
         match self {
             Self::Scalar { weights } => a.clone().matmul(k.clone().transpose()) * weights.clone(),
-            Self::PerKey { sums, block, .. } => {
+            Self::PerKey { block, diagonal, up, down } => {
                 let dims = a.dims();
                 let (size, block) = (dims[2], *block);
                 // [rows, chunks, blocks, block, block]
-                let diagonal = (self.row_blocks(a) * self.column_blocks(k) * self.diagonal_decay()).sum(5);
+                let diagonal = (row_blocks(a, block) * column_blocks(k, block) * diagonal.clone()).sum(5);
                 let rows = (0..size / block)
                     .map(|index| {
                         let start = index * block;
-                        let own = diagonal.narrow(2, index..index + 1).reshape([dims[0], dims[1], block, block]);
+                        let own =
+                            diagonal.narrow(2, index..index + 1).reshape([dims[0], dims[1], block, block]);
                         let mut parts = Vec::with_capacity(3);
                         if start > 0 {
-                            let (up, down) = factors(sums, start, block);
-                            let rows = a.narrow(2, start..start + block) * up;
-                            parts.push(rows.matmul((k.narrow(2, 0..start) * down).transpose()));
+                            let rows = a.narrow(2, start..start + block) * up.narrow(2, start..start + block);
+                            let columns = k.narrow(2, 0..start) * down[index - 1].clone();
+                            parts.push(rows.matmul(columns.transpose()));
                         }
                         parts.push(own);
                         Primitive::cat(parts, 3).pad_end(3, size)
@@ -66,14 +138,14 @@ impl<B: Backend> Pairs<B> {
         }
     }
 
-    /// `sum_{j <= i} w_ij k_j exp(b_i - b_j)`: `[rows, chunks, chunk, key_dim]`.
+    /// `sum_{j <= i} w_ij k_j decay_ij`: `[rows, chunks, chunk, key_dim]`.
     pub fn rows(&self, w: &Primitive<B>, k: &Primitive<B>) -> Primitive<B> {
         match self {
             Self::Scalar { weights } => (w.clone() * weights.clone()).matmul(k.clone()),
-            Self::PerKey { sums, block, .. } => {
+            Self::PerKey { block, diagonal, up, down } => {
                 let dims = k.dims();
                 let (size, block) = (dims[2], *block);
-                let diagonal = (self.diagonal_weights(w) * self.column_blocks(k) * self.diagonal_decay())
+                let diagonal = (diagonal_weights(w, block) * column_blocks(k, block) * diagonal.clone())
                     .sum(4)
                     .reshape([dims[0], dims[1], size, dims[3]]);
                 let rows = (0..size / block)
@@ -83,9 +155,9 @@ impl<B: Backend> Pairs<B> {
                         if start == 0 {
                             return own;
                         }
-                        let (up, down) = factors(sums, start, block);
                         let weights = w.narrow(2, start..start + block).narrow(3, 0..start);
-                        weights.matmul(k.narrow(2, 0..start) * down) * up + own
+                        let columns = k.narrow(2, 0..start) * down[index - 1].clone();
+                        weights.matmul(columns) * up.narrow(2, start..start + block) + own
                     })
                     .collect();
                 Primitive::cat(rows, 2)
@@ -93,72 +165,49 @@ impl<B: Backend> Pairs<B> {
         }
     }
 
-    /// `sum_{i >= j} w_ij a_i exp(b_i - b_j)`: `[rows, chunks, chunk, key_dim]`.
+    /// `sum_{i >= j} w_ij a_i decay_ij`: `[rows, chunks, chunk, key_dim]`.
     pub fn columns(&self, w: &Primitive<B>, a: &Primitive<B>) -> Primitive<B> {
         match self {
             Self::Scalar { weights } => (w.clone() * weights.clone()).transpose().matmul(a.clone()),
-            Self::PerKey { sums, block, .. } => {
+            Self::PerKey { block, diagonal, up, down } => {
                 let dims = a.dims();
                 let (size, block) = (dims[2], *block);
-                let mut total = (self.diagonal_weights(w) * self.row_blocks(a) * self.diagonal_decay())
+                let mut total = (diagonal_weights(w, block) * row_blocks(a, block) * diagonal.clone())
                     .sum(3)
                     .reshape([dims[0], dims[1], size, dims[3]]);
-                for start in (block..size).step_by(block) {
-                    let (up, down) = factors(sums, start, block);
-                    let rows = a.narrow(2, start..start + block) * up;
+                for (start, down) in (block..size).step_by(block).zip(down) {
+                    let rows = a.narrow(2, start..start + block) * up.narrow(2, start..start + block);
                     let weights = w.narrow(2, start..start + block).narrow(3, 0..start);
-                    total = total + (weights.transpose().matmul(rows) * down).pad_end(2, size);
+                    total = total + (weights.transpose().matmul(rows) * down.clone()).pad_end(2, size);
                 }
                 total
             }
         }
     }
-
-    /// `exp(b_i - b_j)` within each block, 0 above the diagonal:
-    /// `[rows, chunks, blocks, block (i), block (j), key_dim]`.
-    fn diagonal_decay(&self) -> Primitive<B> {
-        let Self::PerKey { sums, diagonal, .. } = self else { unreachable!("only with decays per key") };
-        let between = self.row_blocks(sums) - self.column_blocks(sums);
-        between.clamp_max(0.0).exp() * diagonal.clone()
-    }
-
-    fn blocks(&self, x: &Primitive<B>) -> (Vec<usize>, usize) {
-        let Self::PerKey { block, .. } = self else { unreachable!("only with decays per key") };
-        (x.dims(), *block)
-    }
-
-    /// Steps as rows of their blocks: `[rows, chunks, blocks, block, 1, key_dim]`.
-    fn row_blocks(&self, x: &Primitive<B>) -> Primitive<B> {
-        let (dims, block) = self.blocks(x);
-        x.clone().reshape([dims[0], dims[1], dims[2] / block, block, 1, dims[3]])
-    }
-
-    /// Steps as columns of their blocks: `[rows, chunks, blocks, 1, block, key_dim]`.
-    fn column_blocks(&self, x: &Primitive<B>) -> Primitive<B> {
-        let (dims, block) = self.blocks(x);
-        x.clone().reshape([dims[0], dims[1], dims[2] / block, 1, block, dims[3]])
-    }
-
-    /// The diagonal blocks of `[rows, chunks, chunk, chunk]`: `[rows, chunks, blocks, block, block, 1]`.
-    fn diagonal_weights(&self, w: &Primitive<B>) -> Primitive<B> {
-        let (dims, block) = self.blocks(w);
-        let parts = (0..dims[2] / block)
-            .map(|index| {
-                let steps = index * block..(index + 1) * block;
-                w.narrow(2, steps.clone()).narrow(3, steps).reshape([dims[0], dims[1], 1, block, block, 1])
-            })
-            .collect();
-        Primitive::cat(parts, 2)
-    }
 }
 
-/// `exp(b_i - n)` for the rows of the block at `start` and `exp(n - b_j)` for all steps before it,
-/// where `n` is `b` just before the block: both exponents are at most 0.
-fn factors<B: Backend>(sums: &Primitive<B>, start: usize, block: usize) -> (Primitive<B>, Primitive<B>) {
-    let reference = sums.narrow(2, start - 1..start);
-    let up = (sums.narrow(2, start..start + block) - reference.clone()).exp();
-    let down = (reference - sums.narrow(2, 0..start)).exp();
-    (up, down)
+/// Steps as rows of their blocks: `[rows, chunks, blocks, block, 1, key_dim]`.
+fn row_blocks<B: Backend>(x: &Primitive<B>, block: usize) -> Primitive<B> {
+    let dims = x.dims();
+    x.clone().reshape([dims[0], dims[1], dims[2] / block, block, 1, dims[3]])
+}
+
+/// Steps as columns of their blocks: `[rows, chunks, blocks, 1, block, key_dim]`.
+fn column_blocks<B: Backend>(x: &Primitive<B>, block: usize) -> Primitive<B> {
+    let dims = x.dims();
+    x.clone().reshape([dims[0], dims[1], dims[2] / block, 1, block, dims[3]])
+}
+
+/// The diagonal blocks of `[rows, chunks, chunk, chunk]`: `[rows, chunks, blocks, block, block, 1]`.
+fn diagonal_weights<B: Backend>(w: &Primitive<B>, block: usize) -> Primitive<B> {
+    let dims = w.dims();
+    let parts = (0..dims[2] / block)
+        .map(|index| {
+            let steps = index * block..(index + 1) * block;
+            w.narrow(2, steps.clone()).narrow(3, steps).reshape([dims[0], dims[1], 1, block, block, 1])
+        })
+        .collect();
+    Primitive::cat(parts, 2)
 }
 
 /// `[1, 1, size, size]`: 1 where `i >= j` (`strict`: `i > j`), else 0.

@@ -111,14 +111,7 @@ impl<B: ScanBackend, C: CheckpointStrategy> ScanBackend for Autodiff<B, C> {
             spec,
         );
         let constant = FloatTensor::<Self>::new;
-        (
-            constant(q),
-            constant(k),
-            constant(v),
-            constant(log_decay),
-            constant(beta),
-            constant(initial_state),
-        )
+        (constant(q), constant(k), constant(v), constant(log_decay), constant(beta), constant(initial_state))
     }
 
     fn elementwise_scan(

@@ -111,14 +111,8 @@ pub(crate) struct ScanGradients<B: Backend> {
 }
 
 /// Gradients in the order of the arguments, as they cross the dispatch boundary.
-pub(crate) type SixTensors<B> = (
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-    FloatTensor<B>,
-);
+pub(crate) type SixTensors<B> =
+    (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 
 impl<B: Backend> ScanGradients<B> {
     /// In the order of the arguments.
