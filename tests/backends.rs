@@ -245,11 +245,12 @@ fn a_thousand_steps() {
 }
 
 /// Log decays at the ends of what a gate can say.
-fn extreme_gates() -> [(&'static str, fn(&mut Draw) -> f64); 4] {
+fn extreme_gates() -> [(&'static str, fn(&mut Draw) -> f64); 5] {
     [
         ("decay 1e-30", |_| -69.077_55),
         ("decay 1", |_| 0.0),
         ("resets among slow decays", |draw| if draw.below(4) == 0 { -1000.0 } else { -1e-3 }),
+        ("decay 0 among slow decays", |draw| if draw.below(4) == 0 { f64::NEG_INFINITY } else { -1e-3 }),
         ("from 1e-30 to 1", |draw| [-69.0, -30.0, -1.0, -1e-3, 0.0][draw.below(5)]),
     ]
 }

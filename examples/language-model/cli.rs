@@ -13,15 +13,17 @@ const DEFAULT: Settings = Settings::DEFAULT;
 
 /// Trains a small byte-level language model on Shakespeare and lets it write.
 ///
-/// The defaults take at most five minutes on two CPU cores. The run's folder (--out) then holds the configuration, the
-/// weights under their published names (model.safetensors), the metrics as CSV, plots as SVG, and the last checkpoints.
-/// Interrupt the run whenever you like: --resume goes on from the last checkpoint, and repeats exactly what an
-/// uninterrupted run would have done. Once trained, --resume with another --prompt just writes again.
+/// The defaults take at most five minutes on two CPU cores. The run's folder (--out) then
+/// holds the configuration, the weights under their published names (model.safetensors),
+/// the results, the metrics as CSV, plots as SVG, and the last two checkpoints.
+///
+/// Interrupt the run whenever you like: --resume goes on from the last checkpoint and does
+/// exactly what an uninterrupted run would have done. Once the run is complete, --resume
+/// with another --prompt just writes again.
 #[derive(Debug, Parser)]
-#[command(name = "language-model", max_term_width = 110)]
+#[command(name = "language-model", verbatim_doc_comment)]
 pub struct Args {
-    /// Where to compute: flex or ndarray (CPU), wgpu, vulkan, metal or cuda, the last four with an index if you like
-    /// (cuda:1), and if compiled in with the feature of that name
+    /// Where to compute: flex or ndarray (CPU); with the feature of that name: wgpu, vulkan, metal, cuda, cuda:1 ...
     #[arg(long, default_value = "flex", help_heading = "Run")]
     pub device: String,
 

@@ -122,8 +122,13 @@ impl ShortConvolution {
 
     /// The state before the first input: zeros `[batch, W-1, channels]`.
     pub fn empty_state(&self, batch: usize, device: &Device) -> Tensor<3> {
+        Tensor::zeros(self.state_dims(batch), device)
+    }
+
+    /// Shape of the state, `[batch, W-1, C]`.
+    pub fn state_dims(&self, batch: usize) -> [usize; 3] {
         let [channels, _, _] = self.weight.shape().dims();
-        Tensor::zeros([batch, self.history(), channels], device)
+        [batch, self.history(), channels]
     }
 
     /// W-1, the inputs before the current one that a filter sees.

@@ -36,7 +36,7 @@ impl<B: Backend> Primitive<B> {
     }
 
     /// Values from the host, on the same device and in the same dtype.
-    pub fn from_host(&self, values: Vec<f32>, dims: impl Into<Shape>) -> Self {
+    pub fn constant(&self, values: Vec<f32>, dims: impl Into<Shape>) -> Self {
         let data = TensorData::new(values, dims.into());
         let data = if self.0.dtype() == DType::F64 { data.convert::<f64>() } else { data };
         Self(B::float_from_data(data, &self.0.device()))

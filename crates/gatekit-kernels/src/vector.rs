@@ -112,7 +112,7 @@ pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; multiples of the first by a small integer are exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let shifted = A::mul_add(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -181,11 +181,11 @@ pub(crate) fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
     sums[0]
 }
 
-/// `sum += factor * values`, element by element.
+/// `sum += a * b`, element by element.
 #[inline(always)]
-pub(crate) fn accumulate<A: Arithmetic>(sum: &mut [f32], factor: &[f32], values: &[f32]) {
-    for ((sum, factor), value) in sum.iter_mut().zip(factor).zip(values) {
-        *sum = A::mul_add(*factor, *value, *sum);
+pub(crate) fn accumulate<A: Arithmetic>(sum: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+        *sum = A::mul_add(*a, *b, *sum);
     }
 }
 

@@ -231,8 +231,10 @@ impl<M: TokenMixer> CausalModel<M> {
     ///
     /// # Panics
     ///
-    /// In debug builds for a token outside the vocabulary.
+    /// When there is no token, and in debug builds for a token outside the vocabulary.
     pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        let dims = input_ids.dims();
+        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
         if cfg!(debug_assertions) {
             self.check_ids(&input_ids).unwrap_or_else(|error| panic!("{error}"));
         }
@@ -323,8 +325,12 @@ impl<M: TokenMixer> CausalModel<M> {
             state.layers.len(),
             self.model.layers.len()
         );
+        let batch = x.dims()[0];
         let mut layers = Vec::with_capacity(state.layers.len());
-        for (block, layer) in self.model.layers.iter().zip(state.layers) {
+        for (index, (block, layer)) in self.model.layers.iter().zip(state.layers).enumerate() {
+            if let Err(error) = block.attn.check_state(&layer, batch) {
+                panic!("`state` of layer {index}: {error}");
+            }
             let (next, layer) = advance(block, x, layer);
             x = next;
             layers.push(layer);

@@ -1,10 +1,11 @@
 //! The published members of the family, each in its own terms.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
-use super::{Decay, ScanOptions, ScanOutput, Write, linear_recurrence};
+use super::{Decay, ScanOptions, ScanOutput, Write, check::same, linear_recurrence};
 use crate::{
-    decay::{log_sigmoid_stable, lower_bounded_log_gate, retention_log_decay},
+    decay::{log_sigmoid_stable, lower_bounded_log_gate, lower_bounded_write_gate, retention_log_decay},
+    gate::sigmoid,
     norm::l2_normalize,
     sequence::Boundaries,
 };
@@ -65,14 +66,14 @@ pub fn hgrn2(
     boundaries: Option<&Boundaries>,
     options: &ScanOptions,
 ) -> ScanOutput {
-    let write = activation::sigmoid(forget_logits.clone().neg());
     let (log_gate, k) = match lower_bound {
-        None => (log_sigmoid_stable(forget_logits), write),
+        None => (log_sigmoid_stable(forget_logits.clone()), sigmoid(forget_logits.neg())),
         Some(bound) => {
-            let bound: Tensor<4> = bound.unsqueeze();
-            let k = write * (bound.clone().neg() + 1.0);
             let shape = forget_logits.dims();
-            (lower_bounded_log_gate(forget_logits, bound.expand(shape)), k)
+            same("lower_bound", bound.dims(), "[heads, key_dim]", [shape[2], shape[3]]);
+            let bound = bound.unsqueeze::<4>();
+            let log_gate = lower_bounded_log_gate(forget_logits.clone(), bound.clone());
+            (log_gate, lower_bounded_write_gate(forget_logits, bound))
         }
     };
     gated_linear_attention(q, k, v, log_gate, initial_state, boundaries, options)

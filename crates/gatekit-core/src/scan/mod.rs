@@ -81,6 +81,8 @@ pub enum Decay {
 
 /// How a step writes into the state.
 #[derive(Debug, Clone)]
+// Lives for one call; a box would cost every delta scan an allocation.
+#[allow(clippy::large_enum_variant)]
 pub enum Write {
     /// `+ k v^T`.
     Additive,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Decay, ScanOutput, StepDecay, Write, linear_recurrence_step};
+use super::{Decay, ScanOutput, StepDecay, Write, step::step};
 use crate::sequence::Boundaries;
 
 pub(super) fn scan(
@@ -41,7 +41,7 @@ pub(super) fn scan(
                 Write::Delta(beta) => Some(beta.clone().narrow(1, t, 1).squeeze_dim(1)),
             };
             let (output, next) =
-                linear_recurrence_step(at(&q, t), at(&k, t), at(&v, t), step_decay, beta, state, Some(scale));
+                step(at(&q, t), at(&k, t), at(&v, t), step_decay, beta, state, Some(scale), false);
             outputs.push(output);
             state = next;
         }

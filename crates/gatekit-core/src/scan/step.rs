@@ -1,6 +1,7 @@
 //! One token of a recurrence with a matrix state.
 
 use burn::tensor::{DType, Tensor};
+use gatekit_kernels::scan::{DecayKind, StepSpec, WriteKind, matrix_scan_step};
 
 use super::check::same;
 
@@ -39,6 +40,20 @@ pub fn linear_recurrence_step(
     state: Tensor<4>,
     scale: Option<f64>,
 ) -> (Tensor<3>, Tensor<4>) {
+    step(q, k, v, decay, beta, state, scale, true)
+}
+
+/// [`linear_recurrence_step`] with or without the device's fused kernel.
+pub(super) fn step(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    decay: StepDecay,
+    beta: Option<Tensor<2>>,
+    state: Tensor<4>,
+    scale: Option<f64>,
+    fused: bool,
+) -> (Tensor<3>, Tensor<4>) {
     let [batch, heads, key_dim] = q.dims();
     let value_dim = v.dims()[2];
     same("k", k.dims(), "q", q.dims());
@@ -46,33 +61,32 @@ pub fn linear_recurrence_step(
     let state_shape = [batch, heads, key_dim, value_dim];
     same("state", state.dims(), "[batch, heads, key_dim, value_dim]", state_shape);
 
-    let dtype = q.dtype();
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let scale = scale.unwrap_or((key_dim as f64).powf(-0.5));
-    let column = |x: Tensor<3>| x.cast(wide).unsqueeze_dim::<4>(3);
-    let row = |x: Tensor<3>| x.cast(wide).unsqueeze_dim::<4>(2);
-
-    let state = state.cast(wide);
-    let state = match decay {
-        StepDecay::None => state,
+    let (log_gate, decay) = match decay {
+        StepDecay::None => (None, DecayKind::None),
         StepDecay::PerHead(gate) => {
             same("log_gate", gate.dims(), "[batch, heads]", [batch, heads]);
-            state * gate.cast(wide).exp().reshape([batch, heads, 1, 1])
+            (Some(gate.unsqueeze_dim(2)), DecayKind::PerHead)
         }
         StepDecay::PerKey(gate) => {
             same("log_gate", gate.dims(), "q", [batch, heads, key_dim]);
-            state * column(gate).exp()
+            (Some(gate), DecayKind::PerKey)
         }
     };
-    let write = match beta {
-        None => row(v),
-        Some(beta) => {
-            same("beta", beta.dims(), "[batch, heads]", [batch, heads]);
-            let held = row(k.clone()).matmul(state.clone());
-            (row(v) - held) * beta.cast(wide).reshape([batch, heads, 1, 1])
-        }
-    };
-    let state = state + column(k) * write;
-    let output = row(q).mul_scalar(scale).matmul(state.clone()).squeeze_dim::<3>(2);
+    if let Some(beta) = &beta {
+        same("beta", beta.dims(), "[batch, heads]", [batch, heads]);
+    }
+    let write = if beta.is_some() { WriteKind::Delta } else { WriteKind::Additive };
+
+    let dtype = q.dtype();
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let (output, state) = matrix_scan_step(
+        q.cast(wide),
+        k.cast(wide),
+        v.cast(wide),
+        log_gate.map(|gate: Tensor<3>| gate.cast(wide)),
+        beta.map(|beta| beta.cast(wide)),
+        state.cast(wide),
+        StepSpec { scale: scale.unwrap_or((key_dim as f64).powf(-0.5)), decay, write, fused },
+    );
     (output.cast(dtype), state)
 }

@@ -137,7 +137,14 @@ fn with_problem<B: HostBackend, R>(
 
 /// `[rows, columns]` as `[columns, rows]`.
 fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
+    let rows = values.len() / columns;
+    let mut transposed = vec![0.0; values.len()];
+    for (row, values) in values.chunks_exact(columns).enumerate() {
+        for (column, value) in values.iter().enumerate() {
+            transposed[column * rows + row] = *value;
+        }
+    }
+    transposed
 }
 
 /// Cuts `values` into the rows of each job.

@@ -72,8 +72,8 @@ impl<B: Backend> ConvolutionArguments<B> {
 ///
 /// # Panics
 ///
-/// When shapes or types do not fit, or the type is neither float32 nor float64. The boundaries are
-/// the caller's to check.
+/// When shapes or types do not fit, or the type is neither float32 nor float64. The boundaries,
+/// strictly increasing, are the caller's to check.
 pub fn short_convolution(
     x: Tensor<3>,
     weight: Tensor<2>,

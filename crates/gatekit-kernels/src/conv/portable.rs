@@ -105,7 +105,7 @@ impl Layout {
             }
         }
         let places = from.len();
-        let mask = gradient.from_host(mask, [1, places, 1]);
+        let mask = gradient.constant(mask, [1, places, 1]);
         gradient.select(1, from) * mask
     }
 }

@@ -1,7 +1,8 @@
 //! The forward scan.
 
 use super::delta;
-use super::memory::{Arena, Columns, Filling, ROWS, StateBlock, filled, load_head_decay};
+use super::memory::{Arena, Filling, filled};
+use super::packing::{Columns, StateBlock, load_head_decay, padded_rows};
 use super::parallel::{Blocks, STEPS, for_each};
 use super::problem::{Decay, Output, Problem, Segment};
 use super::simd::{Level, Simd, Task};
@@ -64,17 +65,19 @@ pub(super) fn state_of<'s>(
 
 /// The decay factors of columns of K, `keys`, of a head.
 #[inline(always)]
-pub(super) fn load_decay<S: Simd>(
+pub(super) unsafe fn load_decay<S: Simd>(
     problem: &Problem,
     head: usize,
     keys: &Columns,
     token: usize,
     rows: &mut [f32],
 ) {
-    match problem.decay {
-        Decay::None => {}
-        Decay::PerHead(g) => load_head_decay::<S>(g, head, problem.heads, keys.padded, token, rows),
-        Decay::PerKey(g) => keys.load_decay::<S>(g, token, rows),
+    unsafe {
+        match problem.decay {
+            Decay::None => {}
+            Decay::PerHead(g) => load_head_decay::<S>(g, head, problem.heads, keys.padded, token, rows),
+            Decay::PerKey(g) => keys.load_decay::<S>(g, token, rows),
+        }
     }
 }
 
@@ -104,37 +107,40 @@ impl Pass for Undecayed {
 
 impl Task for Additive<'_> {
     fn scratch(&self) -> Vec<usize> {
-        let rows = self.problem.key_dim.next_multiple_of(ROWS);
+        let (rows, stride) = padded_rows(self.problem.key_dim);
         let lanes = self.blocks.lanes;
-        [[rows * lanes].as_slice(), &[STEPS * rows; 3], &[STEPS * lanes; 2]].concat()
+        [[rows * lanes].as_slice(), &[STEPS * stride; 3], &[STEPS * lanes; 2]].concat()
     }
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
         let p = self.problem;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
-        let rows = p.key_dim.next_multiple_of(ROWS);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, rows);
+        let (rows, stride) = padded_rows(p.key_dim);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
         let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);
-        let [q, k, decay] = [(); 3].map(|()| arena.take(STEPS * rows));
+        let [q, k, decay] = [(); 3].map(|()| arena.take(STEPS * stride));
         let [v, output] = [(); 2].map(|()| arena.take(STEPS * lanes));
 
         block.load(state_of(p, p.initial_state, segment, head), state);
         let tokens = segment.tokens(p.time);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
-            keys.load_scaled(p.q, p.scale, token, &mut q[..steps * rows]);
-            keys.load(p.k, token, &mut k[..steps * rows]);
-            load_decay::<S>(p, head, &keys, token, &mut decay[..steps * rows]);
-            values.load(p.v, token, &mut v[..steps * lanes]);
+            unsafe {
+                keys.load_scaled::<S>(p.q, p.scale, token, &mut q[..steps * stride]);
+                keys.load::<S>(p.k, token, &mut k[..steps * stride]);
+                load_decay::<S>(p, head, &keys, token, &mut decay[..steps * stride]);
+                values.load::<S>(p.v, token, &mut v[..steps * lanes]);
+            }
             let output = &mut output[..steps * lanes];
             output.fill(0.0);
             let chunk = Chunk {
                 steps,
                 rows,
+                row_stride: stride,
                 lanes,
                 state: state.as_mut_ptr(),
                 decay: decay.as_ptr(),
@@ -150,7 +156,7 @@ impl Task for Additive<'_> {
                     Decay::None => scan::<S, Undecayed>(&chunk),
                     _ => scan::<S, Decayed>(&chunk),
                 }
-                values.store(output, token, &self.output);
+                values.store::<S>(output, token, &self.output);
             }
         }
         unsafe { block.store(state, p.state_offset(segment, head), &self.state) };

@@ -9,7 +9,7 @@ use super::simd::{Level, Task};
 pub(super) const STEPS: usize = 32;
 
 /// Multiply-adds below which waking other threads costs more than they save.
-const SERIAL_WORK: usize = 1 << 17;
+const SERIAL_WORK: usize = 1 << 19;
 
 /// Most padded lanes of a job, which bounds its scratch memory.
 const WIDEST: usize = 256;

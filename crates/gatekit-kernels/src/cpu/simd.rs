@@ -4,10 +4,14 @@
 //! instruction set that was found; everything below such an entry point is `#[inline(always)]`, so it is compiled for
 //! that instruction set too.
 
+mod plain;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+mod x86;
 
 use super::memory::Arena;
+pub(super) use plain::{Plain, Single};
+#[cfg(target_arch = "x86_64")]
+use x86::{Avx2, Avx512};
 
 /// One vector width and its arithmetic.
 ///
@@ -25,6 +29,28 @@ pub(super) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn store(to: *mut f32, x: Self::Vector);
+    /// The first `count < LANES` floats; 0 in the other lanes.
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::Vector {
+        let mut lanes = [0.0f32; 16];
+        unsafe {
+            for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+                *lane = *from.add(i);
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// Writes the first `count < LANES` floats.
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, x: Self::Vector, count: usize) {
+        let mut lanes = [0.0f32; 16];
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), x);
+            for (i, lane) in lanes.iter().enumerate().take(count) {
+                to.add(i).write(*lane);
+            }
+        }
+    }
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -32,164 +58,10 @@ pub(super) trait Simd: Copy {
     unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// `c - a * b`
     unsafe fn neg_mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// `a * b + c` on single floats, in a form that the compiler vectorises.
-    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32;
-}
-
-/// Sixteen floats a vector (AVX-512).
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(super) struct Avx512;
-
-#[cfg(target_arch = "x86_64")]
-impl Simd for Avx512 {
-    type Vector = __m512;
-    const LANES: usize = 16;
-    const TILE_VECTORS: usize = 4;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, x: __m512) {
-        unsafe { _mm512_storeu_ps(to, x) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fnmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-}
-
-/// Eight floats a vector (AVX2 with fused multiply-add).
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(super) struct Avx2;
-
-#[cfg(target_arch = "x86_64")]
-impl Simd for Avx2 {
-    type Vector = __m256;
-    const LANES: usize = 8;
-    const TILE_VECTORS: usize = 2;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m256 {
-        unsafe { _mm256_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m256 {
-        unsafe { _mm256_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, x: __m256) {
-        unsafe { _mm256_storeu_ps(to, x) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fnmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-}
-
-/// Four floats a vector in plain Rust: every processor has a vector unit that the compiler maps this to.
-#[derive(Clone, Copy)]
-pub(super) struct Plain;
-
-/// Rounds twice unless the target always has a fused multiply-add (which elsewhere would be a library call).
-#[inline(always)]
-fn plain_mul_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
-}
-
-impl Simd for Plain {
-    type Vector = [f32; 4];
-    const LANES: usize = 4;
-    const TILE_VECTORS: usize = 2;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> [f32; 4] {
-        [x; 4]
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> [f32; 4] {
-        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, x: [f32; 4]) {
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(x) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
-    }
-    #[inline(always)]
-    unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]]
-    }
-    #[inline(always)]
-    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]]
-    }
-    #[inline(always)]
-    unsafe fn mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        [
-            plain_mul_add(a[0], b[0], c[0]),
-            plain_mul_add(a[1], b[1], c[1]),
-            plain_mul_add(a[2], b[2], c[2]),
-            plain_mul_add(a[3], b[3], c[3]),
-        ]
-    }
-    #[inline(always)]
-    unsafe fn neg_mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        unsafe { Self::mul_add([-a[0], -a[1], -a[2], -a[3]], b, c) }
-    }
-    #[inline(always)]
-    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
-        plain_mul_add(a, b, c)
-    }
+    /// `a * 2^n` with n in the low bits of `n`'s representation.
+    unsafe fn shift_exponent(a: Self::Vector, n: Self::Vector) -> Self::Vector;
+    /// `a` where `x >= bound` or x is NaN, else 0.
+    unsafe fn zero_below(bound: f32, x: Self::Vector, a: Self::Vector) -> Self::Vector;
 }
 
 /// An instruction set that kernels are compiled for.
@@ -219,6 +91,7 @@ pub(super) trait Task: Sync {
 
 impl Level {
     /// All levels that this processor can execute, the fastest last.
+    #[cfg(test)]
     pub(super) fn available() -> Vec<Self> {
         let mut levels = vec![Self::Plain];
         #[cfg(target_arch = "x86_64")]
@@ -245,7 +118,7 @@ impl Level {
     /// Does job `index` of `task` with this level's instructions.
     ///
     /// # Safety
-    /// `self` must be one of [`Self::available`]; each index may run once.
+    /// The processor must have the instructions of `self`; each index may run once.
     pub(super) unsafe fn run<T: Task>(self, task: &T, index: usize, arena: Arena) {
         match self {
             Self::Plain => unsafe { task.run::<Plain>(index, arena) },
@@ -270,50 +143,48 @@ unsafe fn run_avx512<T: Task>(task: &T, index: usize, arena: Arena) {
 }
 
 /// `exp(x)` for `x <= 88`, to about one unit in the last place; results below the smallest normal float (x < -87) are
-/// 0. NaN stays NaN. Branch-free, so that a loop over it is vectorised.
+/// 0. NaN stays NaN.
+///
+/// # Safety
+/// See [`Simd`].
 #[inline(always)]
-pub(super) fn exp<S: Simd>(x: f32) -> f32 {
+pub(super) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; multiples of the first by a small integer are exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let shifted = S::scalar_mul_add(x, std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = S::scalar_mul_add(n, -LN2_HIGH, x);
-    let r = S::scalar_mul_add(n, -LN2_LOW, r);
     // Taylor series: |r| <= ln(2)/2, so the first term left out is below 6e-9.
-    let mut p = 1.0 / 5040.0;
-    p = S::scalar_mul_add(p, r, 1.0 / 720.0);
-    p = S::scalar_mul_add(p, r, 1.0 / 120.0);
-    p = S::scalar_mul_add(p, r, 1.0 / 24.0);
-    p = S::scalar_mul_add(p, r, 1.0 / 6.0);
-    p = S::scalar_mul_add(p, r, 0.5);
-    p = S::scalar_mul_add(p, r, 1.0);
-    p = S::scalar_mul_add(p, r, 1.0);
-    let y = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    if x < -87.0 { 0.0 } else { y }
-}
-
-/// Replaces every element by its exponential.
-#[inline(always)]
-pub(super) fn exp_in_place<S: Simd>(values: &mut [f32]) {
-    for x in values {
-        *x = exp::<S>(*x);
-    }
-}
-
-/// Dot product in a fixed order: eight running sums, then their sum. The lengths must be equal and a multiple of 8.
-#[inline(always)]
-pub(super) fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
-    debug_assert!(a.len() == b.len() && a.len().is_multiple_of(8));
-    let mut sums = [0.0f32; 8];
-    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
-        for i in 0..8 {
-            sums[i] = S::scalar_mul_add(a[i], b[i], sums[i]);
+    const SERIES: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    unsafe {
+        let shifted = S::mul_add(x, S::splat(std::f32::consts::LOG2_E), S::splat(ROUND));
+        let n = S::sub(shifted, S::splat(ROUND));
+        let r = S::neg_mul_add(n, S::splat(LN2_HIGH), x);
+        let r = S::neg_mul_add(n, S::splat(LN2_LOW), r);
+        let mut p = S::splat(1.0 / 5040.0);
+        for c in SERIES {
+            p = S::mul_add(p, r, S::splat(c));
         }
+        S::zero_below(-87.0, x, S::shift_exponent(p, shifted))
     }
-    sum8(sums)
+}
+
+/// Dot product in a fixed order. The lengths must be equal and a multiple of 16.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    debug_assert!(a.len() == b.len() && a.len().is_multiple_of(16));
+    let mut lanes = [0.0f32; 16];
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for i in (0..a.len()).step_by(S::LANES) {
+            sum = S::mul_add(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), sum);
+        }
+        S::store(lanes.as_mut_ptr(), sum);
+    }
+    sum16(&lanes)
 }
 
 /// The sum of sixteen floats in a fixed tree order.
@@ -347,14 +218,18 @@ mod tests {
         }
         #[inline(always)]
         unsafe fn run<S: Simd>(&self, _: usize, _: Arena) {
-            let mut values = self.input.clone();
-            exp_in_place::<S>(&mut values);
-            *self.output.lock().unwrap() = values;
+            for (x, y) in self.input.chunks_exact(16).zip(self.output.lock().unwrap().chunks_exact_mut(16)) {
+                for at in (0..16).step_by(S::LANES) {
+                    unsafe { S::store(y.as_mut_ptr().add(at), exp::<S>(S::load(x.as_ptr().add(at)))) };
+                }
+            }
         }
     }
 
     fn exponentials(level: Level, input: &[f32]) -> Vec<f32> {
-        let task = Exponentials { input: input.to_vec(), output: Default::default() };
+        let mut padded = input.to_vec();
+        padded.resize(input.len().next_multiple_of(16), 0.0);
+        let task = Exponentials { output: padded.clone().into(), input: padded };
         with_scratch(&[], |arena| unsafe { level.run(&task, 0, arena) });
         task.output.into_inner().unwrap()
     }

@@ -41,6 +41,8 @@ pub(super) enum DecayAxis {
 pub(super) struct Chunk {
     pub(super) steps: usize,
     pub(super) rows: usize,
+    /// From one step to the next in `[steps, rows]`.
+    pub(super) row_stride: usize,
     pub(super) lanes: usize,
     /// `[rows, lanes]`
     pub(super) state: *mut f32,
@@ -106,7 +108,7 @@ unsafe fn column<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk
 /// `R` rows of `N` vectors of lanes.
 #[inline(always)]
 unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk, row: usize, lane: usize) {
-    let (rows, lanes) = (chunk.rows, chunk.lanes);
+    let lanes = chunk.lanes;
     unsafe {
         let mut state = [[S::splat(0.0); N]; R];
         for (r, state) in state.iter_mut().enumerate() {
@@ -114,7 +116,7 @@ unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk, 
         }
         for step in 0..chunk.steps {
             let t = if P::REVERSE { chunk.steps - 1 - step } else { step };
-            let (at_row, at_lane) = (t * rows + row, t * lanes + lane);
+            let (at_row, at_lane) = (t * chunk.row_stride + row, t * lanes + lane);
             let input = load::<S, N>(chunk.in_lane.add(at_lane));
             let mut output = load::<S, N>(chunk.out_lane.add(at_lane));
             let mut second = if P::DELTA { load::<S, N>(chunk.lane2.add(at_lane)) } else { input };

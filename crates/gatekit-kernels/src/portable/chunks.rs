@@ -31,7 +31,7 @@ impl Chunks {
         let (batch, time, heads) = (dims[0], dims[1], dims[2]);
         let steps: Vec<Range<usize>> = match &spec.boundaries {
             Some(boundaries) => boundaries.windows(2).map(|pair| pair[0]..pair[1]).collect(),
-            None => vec![0..time],
+            None => std::iter::once(0..time).collect(),
         };
         let longest = steps.iter().map(Range::len).max().unwrap_or(1);
         let block = spec.sub_chunk_size.min(spec.chunk_size).min(longest);

@@ -31,7 +31,7 @@ fn cleared<B: Backend>(like: &Primitive<B>, steps: impl Iterator<Item = usize>) 
     let time = like.dims()[1];
     let mut values = vec![1.0; time];
     steps.for_each(|step| values[step] = 0.0);
-    like.from_host(values, [1, time, 1])
+    like.constant(values, [1, time, 1])
 }
 
 /// States `[batch or segments, dim]` placed at step `place` of their sequence, 0 elsewhere:

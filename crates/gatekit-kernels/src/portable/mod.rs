@@ -6,10 +6,12 @@ mod chunks;
 mod elementwise;
 mod forward;
 mod pairs;
+mod step;
 
 pub(crate) use backward::backward;
 pub(crate) use elementwise::{elementwise_backward, elementwise_forward};
 pub(crate) use forward::forward;
+pub(crate) use step::step;
 
 /// Log decays below this count as this: `exp(-100)` is 0 in float32, and minus infinity would make
 /// NaN of sums.

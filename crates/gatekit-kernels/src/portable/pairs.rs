@@ -221,5 +221,5 @@ pub(super) fn mask<B: Backend>(
     keep: impl Fn(usize, usize) -> bool,
 ) -> Primitive<B> {
     let values = (0..size * size).map(|index| f32::from(keep(index / size, index % size))).collect();
-    like.from_host(values, [1, 1, size, size])
+    like.constant(values, [1, 1, size, size])
 }

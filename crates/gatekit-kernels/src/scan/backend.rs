@@ -5,7 +5,7 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, spec::SixTensors};
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, spec::SixTensors};
 use crate::portable;
 
 /// A backend with scans.
@@ -56,6 +56,20 @@ pub trait ScanBackend: Backend {
     ) {
         let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
         portable::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
+    }
+
+    /// Output and state of [`matrix_scan_step`](super::matrix_scan_step).
+    #[fusion(default)]
+    fn matrix_scan_step(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        spec: StepSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::step::<Self>(ScanArguments { q, k, v, log_decay, beta, initial_state: state }, &spec)
     }
 
     /// States of every step and final states of [`elementwise_scan`](super::elementwise_scan).
@@ -125,6 +139,19 @@ macro_rules! host_scans {
             ) -> SixTensors<Self> {
                 let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
                 host::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
+            }
+
+            fn matrix_scan_step(
+                q: FloatTensor<Self>,
+                k: FloatTensor<Self>,
+                v: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                beta: FloatTensor<Self>,
+                state: FloatTensor<Self>,
+                spec: StepSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state: state };
+                host::step::<Self>(arguments, &spec)
             }
         }
     };

@@ -5,9 +5,9 @@ use burn::{
     tensor::{DType, Shape},
 };
 
-use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec};
+use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, StepSpec, WriteKind};
 use crate::{
-    cpu::{self, Decay, Problem, Segment},
+    cpu::{self, Decay, Problem, Segment, StepProblem},
     host::HostBackend,
     portable,
 };
@@ -60,6 +60,43 @@ pub(crate) fn backward<B: HostBackend>(
     }
 }
 
+/// One step; writes the new state into the memory of the old one where nothing else holds it.
+pub(crate) fn step<B: HostBackend>(
+    arguments: ScanArguments<B>,
+    spec: &StepSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    if !spec.fused || arguments.q.dtype() != DType::F32 {
+        return portable::step(arguments, spec);
+    }
+    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
+    let (q_shape, v_shape, state_shape) = (q.shape(), v.shape(), initial_state.shape());
+    let mut state = B::take(initial_state);
+    let log_decay = (spec.decay != DecayKind::None).then(|| B::read(&log_decay));
+    let beta = (spec.write == WriteKind::Delta).then(|| B::read(&beta));
+    let problem = StepProblem {
+        batch: q_shape[0],
+        heads: q_shape[1],
+        key_dim: q_shape[2],
+        value_dim: v_shape[2],
+        scale: spec.scale as f32,
+        q: &B::read(&q),
+        k: &B::read(&k),
+        v: &B::read(&v),
+        decay: decay(spec.decay, log_decay.as_deref()),
+        beta: beta.as_deref(),
+    };
+    let output = cpu::step(&problem, &mut state);
+    (B::write(output, v_shape), B::write(state, state_shape))
+}
+
+fn decay(kind: DecayKind, log_decay: Option<&[f32]>) -> Decay<'_> {
+    match (kind, log_decay) {
+        (DecayKind::PerHead, Some(log_decay)) => Decay::PerHead(log_decay),
+        (DecayKind::PerKey, Some(log_decay)) => Decay::PerKey(log_decay),
+        _ => Decay::None,
+    }
+}
+
 /// Shapes of the output and of the final state.
 fn result_shapes<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> [Shape; 2] {
     let (q, v) = (arguments.q.shape(), arguments.v.shape());
@@ -79,7 +116,7 @@ fn with_problem<B: HostBackend, R>(
         None => Segment::rows(shape[0], shape[1]),
     };
     let log_decay = spec.has_decay().then(|| B::read(log_decay));
-    let beta = (spec.write == super::WriteKind::Delta).then(|| B::read(beta));
+    let beta = (spec.write == WriteKind::Delta).then(|| B::read(beta));
     let initial_state = spec.has_initial_state.then(|| B::read(initial_state));
     run(&Problem {
         batch: shape[0],
@@ -92,11 +129,7 @@ fn with_problem<B: HostBackend, R>(
         q: &B::read(q),
         k: &B::read(k),
         v: &B::read(v),
-        decay: match (&log_decay, spec.decay) {
-            (Some(log_decay), DecayKind::PerHead) => Decay::PerHead(log_decay),
-            (Some(log_decay), DecayKind::PerKey) => Decay::PerKey(log_decay),
-            _ => Decay::None,
-        },
+        decay: decay(spec.decay, log_decay.as_deref()),
         beta: beta.as_deref(),
         initial_state: initial_state.as_deref(),
     })

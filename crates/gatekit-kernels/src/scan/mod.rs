@@ -12,7 +12,7 @@ use burn::{
 };
 
 pub use backend::ScanBackend;
-pub use spec::{DecayKind, ElementwiseSpec, GradientOf, ScanSpec, WriteKind};
+pub use spec::{DecayKind, ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind};
 pub(crate) use spec::{ScanArguments, ScanGradients};
 
 /// The linear recurrence with a matrix state over whole sequences.
@@ -60,6 +60,46 @@ pub fn matrix_scan(
         log_decay.map_or_else(|| absent.clone(), Tensor::into_dispatch),
         beta.map_or_else(|| absent.clone(), Tensor::into_dispatch),
         initial_state.map_or(absent, Tensor::into_dispatch),
+        spec,
+    );
+    (Tensor::from_dispatch(output), Tensor::from_dispatch(state))
+}
+
+/// One step of [`matrix_scan`]: returns `o_t` `[batch, heads, value_dim]` and `S_t`.
+///
+/// Differentiable in every tensor, but made for inference: where nothing else holds the memory of
+/// `state`, a fused kernel writes `S_t` into it.
+///
+/// # Shapes
+///
+/// - `q`, `k`: `[batch, heads, key_dim]`; `v`: `[batch, heads, value_dim]`
+/// - `log_decay`: `[batch, heads, key_dim]`, `[.., 1]` for a decay per head, as `spec` says
+/// - `beta`: `[batch, heads]` for the delta rule
+/// - `state`: `[batch, heads, key_dim, value_dim]`
+///
+/// # Panics
+///
+/// As [`matrix_scan`].
+pub fn matrix_scan_step(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    log_decay: Option<Tensor<3>>,
+    beta: Option<Tensor<2>>,
+    state: Tensor<4>,
+    spec: StepSpec,
+) -> (Tensor<3>, Tensor<4>) {
+    check_dtype(q.dtype());
+    assert_eq!(log_decay.is_some(), spec.decay != DecayKind::None, "`log_decay` and `spec.decay` disagree");
+    assert_eq!(beta.is_some(), spec.write == WriteKind::Delta, "`beta` and `spec.write` disagree");
+    let absent = Tensor::<1>::zeros([1], (&q.device(), q.dtype())).into_dispatch();
+    let (output, state) = <Dispatch as ScanBackend>::matrix_scan_step(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        log_decay.map_or_else(|| absent.clone(), Tensor::into_dispatch),
+        beta.map_or(absent, Tensor::into_dispatch),
+        state.into_dispatch(),
         spec,
     );
     (Tensor::from_dispatch(output), Tensor::from_dispatch(state))

@@ -52,6 +52,19 @@ impl ScanSpec {
     }
 }
 
+/// One step of a matrix-state scan, besides its tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSpec {
+    /// Factor on the queries.
+    pub scale: f64,
+    /// What decays.
+    pub decay: DecayKind,
+    /// How the step writes.
+    pub write: WriteKind,
+    /// Use the fused kernel of the device where there is one.
+    pub fused: bool,
+}
+
 /// An elementwise scan, besides its tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ElementwiseSpec {

@@ -327,13 +327,15 @@ impl GatedLinearAttention {
     ///
     /// # Panics
     ///
-    /// When the width of `x` is not `D`, or the state's shapes are not those of the empty state.
+    /// When `x` has no time step or its width is not `D`, or the state's shapes are not those of the
+    /// empty state.
     pub fn forward_with_state(
         &self,
         x: Tensor<3>,
         packing: Option<&Packing>,
         initial_state: Option<GlaLayerState>,
     ) -> (Tensor<3>, GlaLayerState) {
+        assert!(x.dims()[1] > 0, "gla: `x` has no time step, shape {:?}", x.dims());
         match packing {
             None => self.scan(x, None, initial_state),
             Some(packing) => {
@@ -500,13 +502,17 @@ impl TokenMixer for GatedLinearAttention {
     fn check_state(&self, state: &GlaLayerState, batch: usize) -> Result<(), InputError> {
         let need = [batch, self.num_heads, self.key_dim, self.value_dim];
         check_shape("recurrent", &state.recurrent.dims(), &need)?;
-        let need = self.empty_state(batch, &state.recurrent.device()).windows;
+        let convolutions = (&self.q_conv1d, &self.k_conv1d, &self.v_conv1d);
+        let need = match convolutions {
+            (Some(q), Some(k), Some(v)) => Some([q, k, v].map(|convolution| convolution.state_dims(batch))),
+            _ => None,
+        };
         match (&state.windows, need) {
             (None, None) => Ok(()),
-            (Some(got), Some(need)) => {
-                check_shape("windows.q", &got.q.dims(), &need.q.dims())?;
-                check_shape("windows.k", &got.k.dims(), &need.k.dims())?;
-                check_shape("windows.v", &got.v.dims(), &need.v.dims())
+            (Some(got), Some([q, k, v])) => {
+                check_shape("windows.q", &got.q.dims(), &q)?;
+                check_shape("windows.k", &got.k.dims(), &k)?;
+                check_shape("windows.v", &got.v.dims(), &v)
             }
             (Some(_), None) => {
                 Err(InputError::new("windows", "convolution windows", "none: no convolutions here"))

@@ -1,0 +1,410 @@
+//! The gradients over K: of q, k and the decays, for both kinds of write.
+
+use super::super::forward::{job, load_decay, state_of};
+use super::super::memory::{Arena, Filling, LINE, filled};
+use super::super::packing::{Columns, StateBlock, padded_rows};
+use super::super::parallel::{Blocks, STEPS, for_each};
+use super::super::problem::Decay;
+use super::super::simd::{Level, Simd, Task, dot, sum16};
+use super::super::tile::{Chunk, DecayAxis, Pass, scan};
+use super::Upstream;
+
+/// Steps between two states that the decay's gradient starts from, a multiple of [`STEPS`].
+const MARK: usize = 256;
+
+/// Log decays below this have no visible effect (exp(-30) = 1e-13); their gradient is written as 0.
+const FLOOR: f32 = -30.0;
+
+/// The rank-one terms of the state's recurrence, `[B, T, H, V]`.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// d_t: what is written under the key.
+    pub(super) written: &'a [f32],
+    /// dv_t of the delta rule: how the error flows through what the key holds.
+    pub(super) erased: Option<&'a [f32]>,
+}
+
+/// Gradients that are made with K as the lanes.
+pub(super) struct KeyGradients {
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) decay: Option<Vec<f32>>,
+}
+
+/// The gradients over K.
+///
+/// # Safety
+/// `level` must be available.
+pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) -> KeyGradients {
+    let p = upstream.problem;
+    let lines = p.key_dim.div_ceil(LINE);
+    let decay_len = match p.decay {
+        Decay::None => 0,
+        Decay::PerHead(g) => g.len() * lines,
+        Decay::PerKey(g) => g.len(),
+    };
+    let [q, k, decay] = unsafe {
+        filled([p.q.len(), p.k.len(), decay_len], |[q, k, decay]| {
+            let blocks = Blocks::new(p.key_dim, p.sequences());
+            let jobs = p.sequences() * blocks.count;
+            let work = 6 * p.tokens() * p.heads * p.state_len();
+            if terms.erased.is_some() {
+                let task = OverKeys::<true> { upstream: *upstream, terms, blocks, q, k, decay };
+                for_each(level, &task, jobs, work);
+            } else {
+                let task = OverKeys::<false> { upstream: *upstream, terms, blocks, q, k, decay };
+                for_each(level, &task, jobs, work);
+            }
+        })
+    };
+    let decay = match p.decay {
+        Decay::None => None,
+        Decay::PerKey(_) => Some(decay),
+        Decay::PerHead(g) => {
+            let sum = |parts: &[f32]| parts.iter().fold(0.0, |sum, x| sum + x);
+            Some(
+                g.iter()
+                    .zip(decay.chunks_exact(lines))
+                    .map(|(g, parts)| above_floor(*g, sum(parts)))
+                    .collect(),
+            )
+        }
+    };
+    KeyGradients { q, k, decay }
+}
+
+/// The gradient of a log decay, 0 where the decay is too strong to matter.
+#[inline(always)]
+fn above_floor(log_decay: f32, gradient: f32) -> f32 {
+    if log_decay < FLOOR { 0.0 } else { gradient }
+}
+
+/// Gradients of q, k and the decays: a scan forward for q, then one in reverse for k; the states' rows are V, their
+/// lanes K. `DELTA`: with the delta rule's second term.
+struct OverKeys<'a, const DELTA: bool> {
+    upstream: Upstream<'a>,
+    terms: Terms<'a>,
+    blocks: Blocks,
+    q: Filling<'a>,
+    k: Filling<'a>,
+    /// `[B, T, H, K]`; for a decay per head `[B, T, H, lines]`, the sums over sixteen channels each.
+    decay: Filling<'a>,
+}
+
+/// A scan over the transposed state, whose outputs leave out a step's own write; `D`: with decay, `R`: in reverse.
+struct Keys<const D: bool, const R: bool, const DELTA: bool>;
+impl<const D: bool, const R: bool, const DELTA: bool> Pass for Keys<D, R, DELTA> {
+    const DECAY: DecayAxis = if D { DecayAxis::Lanes } else { DecayAxis::None };
+    const REVERSE: bool = R;
+    const STRICT: bool = true;
+    const DELTA: bool = DELTA;
+}
+
+impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
+    fn scratch(&self) -> Vec<usize> {
+        let (rows, stride) = padded_rows(self.upstream.problem.value_dim);
+        let lanes = self.blocks.lanes;
+        [[rows * lanes].as_slice(), &[STEPS * stride; 3], &[STEPS * lanes; 5], &[lanes]].concat()
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+        let p = self.upstream.problem;
+        let (segment, head, from, lanes) = job(p, &self.blocks, index);
+        let (rows, stride) = padded_rows(p.value_dim);
+        let mut job = KeyJob {
+            over: self,
+            head,
+            from,
+            rows,
+            stride,
+            lanes,
+            keys: Columns::of(head, p.heads, p.key_dim, from, lanes),
+            values: Columns::of(head, p.heads, p.value_dim, 0, stride),
+            state: arena.take(rows * lanes),
+            written: arena.take(STEPS * stride),
+            grad: arena.take(STEPS * stride),
+            erased: arena.take(STEPS * stride),
+            q: arena.take(STEPS * lanes),
+            k: arena.take(STEPS * lanes),
+            decay: arena.take(STEPS * lanes),
+            output: arena.take(STEPS * lanes),
+            second: arena.take(STEPS * lanes),
+            running: arena.take(lanes),
+            marks: Vec::new(),
+        };
+        let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
+        let tokens = segment.tokens(p.time);
+        // The last step is a chunk of its own, so that a mark comes before it.
+        let last = tokens.end - 1;
+        let chunks = (tokens.start..last).step_by(STEPS).map(|token| (token, STEPS.min(last - token)));
+        let is_mark = |token: usize| {
+            let steps = token - tokens.start;
+            !p.decay.is_none() && (token == last || (steps > 0 && steps.is_multiple_of(MARK)))
+        };
+        if !p.decay.is_none() {
+            job.marks.reserve_exact((tokens.len().div_ceil(MARK) + 1) * rows * lanes);
+        }
+
+        block.load_transposed(state_of(p, p.initial_state, segment, head), job.state);
+        for (token, steps) in chunks.clone().chain([(last, 1)]) {
+            if is_mark(token) {
+                job.marks.extend_from_slice(job.state);
+            }
+            unsafe { job.forward::<S>(token, steps) };
+        }
+        block.load_transposed(state_of(p, self.upstream.grad_state, segment, head), job.state);
+        job.running.fill(0.0);
+        for (token, steps) in [(last, 1)].into_iter().chain(chunks.rev()) {
+            unsafe { job.reverse::<S>(token, steps) };
+            if is_mark(token) {
+                unsafe { job.start_at_mark(token) };
+            }
+        }
+    }
+}
+
+/// One segment, head and block of K.
+struct KeyJob<'j, const DELTA: bool> {
+    over: &'j OverKeys<'j, DELTA>,
+    head: usize,
+    from: usize,
+    /// V, padded.
+    rows: usize,
+    /// Of a vector over V.
+    stride: usize,
+    /// Of K, padded.
+    lanes: usize,
+    keys: Columns,
+    values: Columns,
+    /// S, then H: `[rows, lanes]`.
+    state: &'j mut [f32],
+    /// d, do and the delta rule's dv: `[STEPS, stride]`.
+    written: &'j mut [f32],
+    grad: &'j mut [f32],
+    erased: &'j mut [f32],
+    /// `[STEPS, lanes]`
+    q: &'j mut [f32],
+    k: &'j mut [f32],
+    decay: &'j mut [f32],
+    output: &'j mut [f32],
+    second: &'j mut [f32],
+    /// The decay's gradient at the earliest step so far, per lane.
+    running: &'j mut [f32],
+    /// States S at the marks.
+    marks: Vec<f32>,
+}
+
+impl<const DELTA: bool> KeyJob<'_, DELTA> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&mut self, token: usize, steps: usize) {
+        let (p, terms) = (self.over.upstream.problem, self.over.terms);
+        let (rows, lanes) = (steps * self.stride, steps * self.lanes);
+        unsafe {
+            self.values.load::<S>(terms.written, token, &mut self.written[..rows]);
+            self.values.load_or_zero::<S>(self.over.upstream.grad_output, token, &mut self.grad[..rows]);
+            if DELTA {
+                self.values.load_or_zero::<S>(terms.erased, token, &mut self.erased[..rows]);
+            }
+            self.keys.load_scaled::<S>(p.q, p.scale, token, &mut self.q[..lanes]);
+            self.keys.load::<S>(p.k, token, &mut self.k[..lanes]);
+            load_decay::<S>(p, self.head, &self.keys, token, &mut self.decay[..lanes]);
+        }
+        self.output[..lanes].fill(0.0);
+    }
+
+    /// dq of a chunk, the q part of the decay's gradient, and for the delta rule the part of dk that erases.
+    #[inline(always)]
+    unsafe fn forward<S: Simd>(&mut self, token: usize, steps: usize) {
+        unsafe { self.load::<S>(token, steps) };
+        let over = self.over;
+        let p = over.upstream.problem;
+        let (stride, lanes) = (self.stride, self.lanes);
+        self.second[..steps * lanes].fill(0.0);
+        let chunk = Chunk {
+            steps,
+            rows: self.rows,
+            row_stride: self.stride,
+            lanes,
+            state: self.state.as_mut_ptr(),
+            decay: self.decay.as_ptr(),
+            in_row: self.written.as_ptr(),
+            in_lane: self.k.as_ptr(),
+            out_row: self.grad.as_ptr(),
+            out_lane: self.output.as_mut_ptr(),
+            row2: self.erased.as_ptr(),
+            lane2: self.second.as_mut_ptr(),
+        };
+        unsafe {
+            if p.decay.is_none() {
+                scan::<S, Keys<false, false, DELTA>>(&chunk);
+            } else {
+                scan::<S, Keys<true, false, DELTA>>(&chunk);
+            }
+        }
+        let scale = unsafe { S::splat(p.scale) };
+        for step in 0..steps {
+            let row = step * stride..(step + 1) * stride;
+            unsafe {
+                let own = S::splat(dot::<S>(&self.written[row.clone()], &self.grad[row]));
+                for at in (step * lanes..(step + 1) * lanes).step_by(S::LANES) {
+                    let (q, k) = (self.q.as_mut_ptr().add(at), S::load(self.k.as_ptr().add(at)));
+                    let (output, second) =
+                        (self.output.as_mut_ptr().add(at), self.second.as_mut_ptr().add(at));
+                    let dq = S::load(output);
+                    S::store(output, S::mul(scale, S::mul_add(own, k, dq)));
+                    let mut product = S::mul(S::load(q), dq);
+                    if DELTA {
+                        let erased = S::load(second);
+                        product = S::neg_mul_add(k, erased, product);
+                        S::store(second, S::sub(S::splat(0.0), erased));
+                    }
+                    S::store(q, product);
+                }
+            }
+        }
+        unsafe {
+            self.keys.store::<S>(&self.output[..steps * lanes], token, &over.q);
+            if DELTA {
+                self.keys.store::<S>(&self.second[..steps * lanes], token, &over.k);
+            }
+            match p.decay {
+                Decay::None => {}
+                Decay::PerHead(_) => {
+                    for step in 0..steps {
+                        let at = self.line_offset(token + step);
+                        for (line, x) in lines(&self.q[step * lanes..(step + 1) * lanes]).enumerate() {
+                            over.decay.write(at + line, &[sum16(x)]);
+                        }
+                    }
+                }
+                Decay::PerKey(_) => self.keys.store::<S>(&self.q[..steps * lanes], token, &over.decay),
+            }
+        }
+    }
+
+    /// Where the sums over sixteen channels of a token start in the gradient of decays per head.
+    #[inline(always)]
+    fn line_offset(&self, token: usize) -> usize {
+        let p = self.over.upstream.problem;
+        (token * p.heads + self.head) * p.key_dim.div_ceil(LINE) + self.from / LINE
+    }
+
+    /// The gradient of the decay of the step after a mark: the sums over V of H * S.
+    #[inline(always)]
+    unsafe fn start_at_mark(&mut self, token: usize) {
+        let start = self.marks.len() - self.state.len();
+        self.running.fill(0.0);
+        for (h, s) in self.state.chunks_exact(self.lanes).zip(self.marks[start..].chunks_exact(self.lanes)) {
+            for lane in 0..self.lanes {
+                self.running[lane] += h[lane] * s[lane];
+            }
+        }
+        self.marks.truncate(start);
+        let gradient = &self.over.decay;
+        match self.over.upstream.problem.decay {
+            Decay::None => {}
+            Decay::PerHead(_) => {
+                let at = self.line_offset(token);
+                for (line, x) in self.running.as_chunks_mut::<LINE>().0.iter_mut().enumerate() {
+                    x[0] = sum16(x);
+                    unsafe { gradient.write(at + line, &x[..1]) };
+                }
+            }
+            Decay::PerKey(g) => {
+                let at = self.keys.at(token);
+                // Written by this job's scan in reverse.
+                let sums = unsafe { gradient.written(at, self.keys.width) };
+                for ((sum, running), g) in sums.iter_mut().zip(&*self.running).zip(&g[at..]) {
+                    *sum = above_floor(*g, *running);
+                }
+            }
+        }
+    }
+
+    /// dk of a chunk, and the decay's gradient.
+    #[inline(always)]
+    unsafe fn reverse<S: Simd>(&mut self, token: usize, steps: usize) {
+        unsafe { self.load::<S>(token, steps) };
+        let over = self.over;
+        let p = over.upstream.problem;
+        let (stride, lanes) = (self.stride, self.lanes);
+        let chunk = Chunk {
+            steps,
+            rows: self.rows,
+            row_stride: self.stride,
+            lanes,
+            state: self.state.as_mut_ptr(),
+            decay: self.decay.as_ptr(),
+            in_row: self.grad.as_ptr(),
+            in_lane: self.q.as_ptr(),
+            out_row: self.written.as_ptr(),
+            out_lane: self.output.as_mut_ptr(),
+            row2: self.erased.as_ptr(),
+            lane2: self.k.as_mut_ptr(),
+        };
+        unsafe {
+            if p.decay.is_none() {
+                scan::<S, Keys<false, true, DELTA>>(&chunk);
+            } else {
+                scan::<S, Keys<true, true, DELTA>>(&chunk);
+            }
+        }
+        for step in 0..steps {
+            let row = step * stride..(step + 1) * stride;
+            unsafe {
+                let own = S::splat(dot::<S>(&self.written[row.clone()], &self.grad[row]));
+                for at in (step * lanes..(step + 1) * lanes).step_by(S::LANES) {
+                    let (k, output) = (self.k.as_mut_ptr().add(at), self.output.as_mut_ptr().add(at));
+                    let dk = S::load(output);
+                    S::store(k, S::mul(S::load(k), dk));
+                    S::store(output, S::mul_add(own, S::load(self.q.as_ptr().add(at)), dk));
+                }
+            }
+        }
+        if DELTA {
+            for (step, dk) in self.output.chunks_exact(lanes).take(steps).enumerate() {
+                // Written by this job's forward scan.
+                let erased = unsafe { over.k.written(self.keys.at(token + step), self.keys.width) };
+                for (x, dk) in erased.iter_mut().zip(dk) {
+                    *x += dk;
+                }
+            }
+        } else {
+            unsafe { self.keys.store::<S>(&self.output[..steps * lanes], token, &over.k) };
+        }
+        match p.decay {
+            Decay::None => {}
+            Decay::PerHead(_) => {
+                for step in (0..steps).rev() {
+                    let width = lanes / LINE;
+                    // Written by this job's forward scan.
+                    let sums = unsafe { over.decay.written(self.line_offset(token + step), width) };
+                    for (line, x) in lines(&self.k[step * lanes..(step + 1) * lanes]).enumerate() {
+                        let running = &mut self.running[line * LINE];
+                        *running += sums[line] - sum16(x);
+                        sums[line] = *running;
+                    }
+                }
+            }
+            Decay::PerKey(g) => {
+                for (step, k) in self.k.chunks_exact(lanes).take(steps).enumerate().rev() {
+                    let at = self.keys.at(token + step);
+                    // Written by this job's forward scan.
+                    let sums = unsafe { over.decay.written(at, self.keys.width) };
+                    let g = &g[at..at + self.keys.width];
+                    for (((sum, running), k), g) in sums.iter_mut().zip(&mut *self.running).zip(k).zip(g) {
+                        *running += *sum - k;
+                        *sum = above_floor(*g, *running);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A padded row, sixteen floats at a time.
+#[inline(always)]
+fn lines(row: &[f32]) -> impl Iterator<Item = &[f32; LINE]> {
+    row.as_chunks().0.iter()
+}
