@@ -43,6 +43,11 @@ use gatekit::sequence::{GlaForCausalLm, SoftmaxForCausalLm};
 use run::{Outcome, Plan};
 use settings::Mixer;
 
+/// Every operation of a CPU backend allocates its result: an allocator that keeps large blocks saves
+/// returning them to the system and faulting their pages in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Plan::new(&cli).and_then(|plan| match plan.settings().mixer {
