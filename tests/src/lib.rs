@@ -3,7 +3,7 @@
 //! * [`devices`]: which devices the tests run on (`GATEKIT_DEVICES`)
 //! * [`case`], [`fields`], [`evaluation`], [`judge`]: a golden case, from file to verdict
 //! * [`systems`]: the table of what can be built and run, one file a system
-//! * [`random`], [`reference`], [`scans`], [`models`]: data, float64 yardsticks and problems of the property tests
+//! * [`random`], [`mod@reference`], [`scans`], [`models`]: data, float64 yardsticks and problems of the property tests
 
 pub mod array;
 pub mod case;
