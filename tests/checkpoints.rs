@@ -9,7 +9,6 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex},
 };
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -21,11 +20,10 @@ use gatekit::sequence::{
 };
 use gatekit_tests::{
     array::{Array, Values},
-    devices,
     failure::{Failure, Result, catch},
     folder,
+    trials::{self, Trials},
 };
-use libtest_mimic::{Arguments, Trial};
 use safetensors::SafeTensors;
 
 const VARIABLE: &str = "GATEKIT_CHECKPOINT_DIR";
@@ -40,43 +38,16 @@ type Check = fn(&Path, &Device) -> Result<String>;
 const LOADERS: &[(&str, Check)] = &[("gla", check::<GlaConfig>)];
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    // Neither a wrong folder nor a wrong device may end in "0 tests, all passed".
-    let trials = match trials(&lines) {
-        Ok(trials) => trials,
-        Err(failure) => {
-            eprintln!("checkpoints: {failure}");
-            return ExitCode::from(101);
-        }
-    };
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let mut lines = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    lines.sort();
-    for line in lines.iter() {
-        println!("{line}");
-    }
-    conclusion.exit_code()
+    trials::main("checkpoints", find)
 }
 
-fn trials(lines: &Arc<Mutex<Vec<String>>>) -> Result<Vec<Trial>> {
-    let devices = devices::chosen()?;
-    let mut trials = Vec::new();
+fn find(trials: &mut Trials) -> Result<()> {
     for path in folders(&folder::locate(VARIABLE, "checkpoints")?)? {
-        for device in &devices {
-            let (path, device, lines) = (path.clone(), device.clone(), lines.clone());
-            let (name, kind) = (folder::name(&path), device.name.clone());
-            let trial = Trial::test(name.clone(), move || {
-                let checked = catch(|| loader(&path)?(&path, &device.device));
-                let text = checked.as_ref().map_or("FAILED", String::as_str);
-                let line = format!("{name} [{}] {text}", device.name);
-                lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line);
-                checked.map(drop).map_err(|failure| format!("{}: {failure}", path.display()).into())
-            });
-            trials.push(trial.with_kind(kind));
-        }
+        let checkpoint = path.clone();
+        let check = move |device: &Device| catch(|| loader(&checkpoint)?(&checkpoint, device));
+        trials.add(&folder::name(&path), &path, check);
     }
-    Ok(trials)
+    Ok(())
 }
 
 /// The checkpoints in a folder, or the folder itself if it is one.

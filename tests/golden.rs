@@ -8,62 +8,32 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use gatekit_tests::{
     case::Case,
-    devices,
     evaluation::Errors,
     failure::{Failure, Result},
     folder, systems,
+    trials::{self, Trials},
 };
-use libtest_mimic::{Arguments, Trial};
 
 const VARIABLE: &str = "GATEKIT_GOLDEN_DIR";
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    // Neither a wrong folder nor a wrong device may end in "0 tests, all passed".
-    let trials = match trials(&lines) {
-        Ok(trials) => trials,
-        Err(failure) => {
-            eprintln!("golden: {failure}");
-            return ExitCode::from(101);
-        }
-    };
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let mut lines = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    lines.sort();
-    for line in lines.iter() {
-        println!("{line}");
-    }
-    conclusion.exit_code()
+    trials::main("golden", find)
 }
 
-fn trials(lines: &Arc<Mutex<Vec<String>>>) -> Result<Vec<Trial>> {
-    let devices = devices::chosen()?;
-    let mut trials = Vec::new();
+fn find(trials: &mut Trials) -> Result<()> {
     for path in files(&folder::locate(VARIABLE, "golden")?)? {
         let case = Arc::new(Case::read(&path));
-        let name = name(&path, &case);
-        for device in &devices {
-            let (case, device, path) = (case.clone(), device.clone(), path.clone());
-            let (name, lines, kind) = (name.clone(), lines.clone(), device.name.clone());
-            let trial = Trial::test(name.clone(), move || {
-                let errors = Result::clone(&case).and_then(|case| systems::check(&case, &device.device));
-                let line = match &errors {
-                    Ok(errors) => format!("{name} [{}] {}", device.name, numbers(errors)),
-                    Err(_) => format!("{name} [{}] FAILED", device.name),
-                };
-                lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line);
-                errors.map(drop).map_err(|failure| format!("{}: {failure}", path.display()).into())
-            });
-            trials.push(trial.with_kind(kind));
-        }
+        trials.add(&name(&path, &case), &path, move |device| {
+            let case = Result::as_ref(&case).map_err(Failure::clone)?;
+            systems::check(case, device).map(|errors| numbers(&errors))
+        });
     }
-    Ok(trials)
+    Ok(())
 }
 
 /// `<system>/<component>--<case>`: the system of the header, or of the folder where there is none.

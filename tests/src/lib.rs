@@ -3,6 +3,7 @@
 //! * [`devices`]: which devices the tests run on (`GATEKIT_DEVICES`)
 //! * [`case`], [`fields`], [`evaluation`], [`judge`]: a golden case, from file to verdict
 //! * [`systems`]: the table of what can be built and run, one file a system
+//! * [`trials`], [`folder`]: test programs whose tests are read from a folder
 //! * [`random`], [`mod@reference`], [`scans`], [`models`]: data, float64 yardsticks and problems of the property tests
 
 pub mod array;
@@ -18,3 +19,4 @@ pub mod random;
 pub mod reference;
 pub mod scans;
 pub mod systems;
+pub mod trials;

@@ -16,12 +16,16 @@ mod cpu;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod loops;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod memory;
 pub mod norm;
 mod portable;
 mod primitive;
 pub mod scan;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-mod vector;
+mod simd;
 
 use burn::tensor::{DType, Tensor};
 

@@ -3,7 +3,10 @@
 use burn::tensor::Device;
 use gatekit::core::scan::{delta_rule, elementwise_recurrence, gated_delta_rule, hgrn2, retention};
 
-use super::{Row, scan};
+use super::{
+    Row,
+    scan::{self, DeltaArguments},
+};
 use crate::{
     case::Case,
     evaluation::{Produced, every_form},
@@ -60,31 +63,18 @@ fn run_hgrn2(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_delta_rule(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, form| {
-        let mut fields = evaluation.config();
-        let options = scan::options(&mut fields, false, form)?;
-        let normalise = fields.with_default("use_qk_l2norm", true)?;
-        fields.finish()?;
-        let (q, k, v) = (evaluation.float("q")?, evaluation.float("k")?, evaluation.float("v")?);
-        let beta = evaluation.float("beta")?;
-        let (initial_state, boundaries) = scan::state_and_boundaries(evaluation, &v)?;
-        let result = delta_rule(q, k, v, beta, initial_state, boundaries.as_ref(), normalise, &options);
-        scan::outputs(evaluation, result)
+    scan::run_delta_rule(case, device, |_, arguments| {
+        let DeltaArguments { q, k, v, beta, initial_state, boundaries, normalise, options } = arguments;
+        let boundaries = boundaries.as_ref();
+        Ok(delta_rule(q, k, v, beta, initial_state, boundaries, normalise, &options))
     })
 }
 
 fn run_gated_delta_rule(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, form| {
-        let mut fields = evaluation.config();
-        let options = scan::options(&mut fields, false, form)?;
-        let normalise = fields.with_default("use_qk_l2norm", true)?;
-        fields.finish()?;
-        let (q, k, v) = (evaluation.float("q")?, evaluation.float("k")?, evaluation.float("v")?);
-        let (log_gate, beta) = (evaluation.float("log_gate")?, evaluation.float("beta")?);
-        let (initial_state, boundaries) = scan::state_and_boundaries(evaluation, &v)?;
+    scan::run_delta_rule(case, device, |evaluation, arguments| {
+        let log_gate = evaluation.float("log_gate")?;
+        let DeltaArguments { q, k, v, beta, initial_state, boundaries, normalise, options } = arguments;
         let boundaries = boundaries.as_ref();
-        let result =
-            gated_delta_rule(q, k, v, log_gate, beta, initial_state, boundaries, normalise, &options);
-        scan::outputs(evaluation, result)
+        Ok(gated_delta_rule(q, k, v, log_gate, beta, initial_state, boundaries, normalise, &options))
     })
 }

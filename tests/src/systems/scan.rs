@@ -1,13 +1,14 @@
 //! What the cases of scans have in common.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use gatekit::core::{
     scan::{ScanForm, ScanOptions, ScanOutput},
     sequence::Boundaries,
 };
 
 use crate::{
-    evaluation::Evaluation,
+    case::Case,
+    evaluation::{Evaluation, Produced, every_form},
     failure::{Failure, Result},
     fields::Fields,
 };
@@ -50,4 +51,36 @@ pub(super) fn state_and_boundaries(
 pub(super) fn outputs(evaluation: &mut Evaluation<'_>, result: ScanOutput) -> Result<()> {
     evaluation.output("o", result.output)?;
     evaluation.output("final_state", result.final_state)
+}
+
+/// What every delta rule takes, gated or not.
+pub(super) struct DeltaArguments {
+    pub(super) q: Tensor<4>,
+    pub(super) k: Tensor<4>,
+    pub(super) v: Tensor<4>,
+    pub(super) beta: Tensor<3>,
+    pub(super) initial_state: Option<Tensor<4>>,
+    pub(super) boundaries: Option<Boundaries>,
+    pub(super) normalise: bool,
+    pub(super) options: ScanOptions,
+}
+
+/// Runs a delta rule in every form: `rule` reads the gate, if it has one, and scans.
+pub(super) fn run_delta_rule(
+    case: &Case,
+    device: &Device,
+    rule: impl Fn(&mut Evaluation<'_>, DeltaArguments) -> Result<ScanOutput>,
+) -> Result<Vec<Produced>> {
+    every_form(case, device, |evaluation, form| {
+        let mut fields = evaluation.config();
+        let options = options(&mut fields, false, form)?;
+        let normalise = fields.with_default("use_qk_l2norm", true)?;
+        fields.finish()?;
+        let (q, k, v) = (evaluation.float("q")?, evaluation.float("k")?, evaluation.float("v")?);
+        let beta = evaluation.float("beta")?;
+        let (initial_state, boundaries) = state_and_boundaries(evaluation, &v)?;
+        let arguments = DeltaArguments { q, k, v, beta, initial_state, boundaries, normalise, options };
+        let result = rule(evaluation, arguments)?;
+        outputs(evaluation, result)
+    })
 }

@@ -15,7 +15,9 @@ use super::{ConvolutionArguments, ConvolutionSpec, portable};
 use crate::{
     gate::{Gate, Swish},
     host::HostBackend,
-    vector::{Arithmetic, JOB, Kernel, accumulate, filled, run_all, sum_rows},
+    loops::{JOB, Loop, accumulate, run_all, sum_rows},
+    memory::filled,
+    simd::Arithmetic,
 };
 
 /// The arguments as rows.
@@ -176,8 +178,8 @@ pub(super) fn forward<B: HostBackend>(
         let jobs = Piece::jobs(shape[0], shape[1], spec, problem.steps());
         let fill = |[y]: [&mut [MaybeUninit<f32>]; 1]| {
             let rows = split(y, &jobs, problem.channels);
-            let kernels = jobs.iter().zip(rows).map(|(pieces, y)| Forward { problem, pieces, y }).collect();
-            run_all(problem.x.len(), kernels);
+            let work = jobs.iter().zip(rows).map(|(pieces, y)| Forward { problem, pieces, y }).collect();
+            run_all(problem.x.len(), work);
         };
         // SAFETY: the pieces cover all steps, and every job writes all of its rows.
         let [y] = unsafe { filled([problem.x.len()], fill) };
@@ -192,7 +194,7 @@ struct Forward<'a> {
     y: &'a mut [MaybeUninit<f32>],
 }
 
-impl Kernel for Forward<'_> {
+impl Loop for Forward<'_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         let Self { problem, pieces, y } = self;
@@ -234,7 +236,7 @@ pub(super) fn backward<B: HostBackend>(
         let fill = |[dx]: [&mut [MaybeUninit<f32>]; 1]| {
             let rows = split(dx, &jobs, channels);
             let mut rest = &mut dhistory[..];
-            let kernels = jobs
+            let work = jobs
                 .iter()
                 .zip(rows.into_iter().zip(parts.chunks_exact_mut(sums)))
                 .map(|(pieces, (dx, sums))| {
@@ -246,7 +248,7 @@ pub(super) fn backward<B: HostBackend>(
                     Backward { problem, pieces, dy: &dy, dx, sums, dhistory }
                 })
                 .collect();
-            run_all(problem.x.len(), kernels);
+            run_all(problem.x.len(), work);
         };
         // SAFETY: the pieces cover all steps, and every job writes all of its rows.
         let [dx] = unsafe { filled([problem.x.len()], fill) };
@@ -275,7 +277,7 @@ struct Backward<'a> {
     dhistory: &'a mut [f32],
 }
 
-impl Kernel for Backward<'_> {
+impl Loop for Backward<'_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         let Self { problem, pieces, dy, dx, sums, dhistory } = self;

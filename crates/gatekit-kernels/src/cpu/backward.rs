@@ -27,7 +27,7 @@ mod values;
 
 use super::delta;
 use super::problem::{Gradients, Problem, expect_shape};
-use super::simd::Level;
+use crate::simd::Level;
 use keys::{Terms, over_keys};
 use values::over_values;
 

@@ -14,10 +14,11 @@ mod job;
 
 use super::backward::{Upstream, ValueGradients};
 use super::forward::state_of;
-use super::memory::{Arena, Filling, LINE, filled};
-use super::parallel::{Blocks, STEPS, for_each};
+use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::Problem;
-use super::simd::{Level, Simd, Task, sum16};
+use super::scratch::{Arena, LINE};
+use crate::memory::{Filling, filled};
+use crate::simd::{Level, Simd, sum16};
 use job::DeltaJob;
 
 /// Runs the scan forward.
@@ -42,7 +43,8 @@ pub(super) unsafe fn backward(level: Level, upstream: &Upstream) -> (ValueGradie
     let states = p.initial_state.map_or(0, <[f32]>::len);
     // SAFETY: the jobs cover all tokens, heads and columns of V.
     let [v, written, beta, state] = unsafe {
-        filled([p.v.len(), p.v.len(), strengths * lines, states], |[v, written, beta, state]| {
+        filled([p.v.len(), p.v.len(), strengths * lines, states], |places| {
+            let [v, written, beta, state] = places.map(Filling::unwritten);
             let blocks = Blocks::new(p.value_dim, p.sequences());
             let task = Backward { upstream: *upstream, blocks, v, written, beta, state };
             let work = 7 * p.tokens() * p.heads * p.state_len();

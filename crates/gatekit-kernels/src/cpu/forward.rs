@@ -1,12 +1,13 @@
 //! The forward scan.
 
 use super::delta;
-use super::memory::{Arena, Filling, filled};
 use super::packing::{Columns, StateBlock, load_head_decay, padded_rows};
-use super::parallel::{Blocks, STEPS, for_each};
+use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::{Decay, Output, Problem, Segment};
-use super::simd::{Level, Simd, Task};
+use super::scratch::Arena;
 use super::tile::{Chunk, DecayAxis, Pass, scan};
+use crate::memory::{Filling, filled};
+use crate::simd::{Level, Simd};
 
 /// Runs the scan from its first step to its last.
 ///
@@ -27,7 +28,8 @@ pub(super) unsafe fn forward_at(level: Level, problem: &Problem) -> Output {
     let states = problem.sequences() * problem.state_len();
     // SAFETY: the jobs cover all tokens, heads and columns of V; every segment has one state.
     let [output, state] = unsafe {
-        filled([outputs, states], |[output, state]| {
+        filled([outputs, states], |places| {
+            let [output, state] = places.map(Filling::unwritten);
             if problem.beta.is_some() {
                 delta::forward(level, problem, output, state);
             } else {

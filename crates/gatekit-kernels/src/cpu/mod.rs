@@ -13,11 +13,10 @@
 mod backward;
 mod delta;
 mod forward;
-mod memory;
 mod packing;
 mod parallel;
 mod problem;
-mod simd;
+mod scratch;
 mod step;
 mod tile;
 

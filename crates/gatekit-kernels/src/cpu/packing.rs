@@ -3,8 +3,9 @@
 //! Kernels never see the callers' arrays: a chunk of a head is copied to zero-padded rows (the padding makes every row
 //! a whole number of vectors, so that no kernel has a special case for odd sizes) and the results are copied back.
 
-use super::memory::{Filling, LINE};
-use super::simd::{Simd, exp};
+use super::scratch::LINE;
+use crate::memory::Filling;
+use crate::simd::{Simd, exp};
 
 /// The multiple that state rows are padded to.
 const ROWS: usize = 8;

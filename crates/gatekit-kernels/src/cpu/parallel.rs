@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::memory::{LINE, with_scratch};
-use super::simd::{Level, Task};
+use super::scratch::{Arena, LINE, with_scratch};
+use crate::simd::{Kernel, Level, Simd};
 
 /// Time steps that are copied to scratch memory and scanned together: few enough for the first-level cache.
 pub(super) const STEPS: usize = 32;
@@ -43,6 +43,32 @@ impl Blocks {
     }
 }
 
+/// A numbered set of independent jobs, generic over the vector width.
+pub(super) trait Task: Sync {
+    /// Lengths of the pieces of scratch memory that the largest job takes.
+    fn scratch(&self) -> Vec<usize>;
+
+    /// Does job `index`. Implementations are `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// To be called through [`for_each`] only, each index once.
+    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena);
+}
+
+/// One job of a task, with its scratch memory.
+struct Job<'a, T> {
+    task: &'a T,
+    index: usize,
+    arena: Arena<'a>,
+}
+
+impl<T: Task> Kernel for Job<'_, T> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        unsafe { self.task.run::<S>(self.index, self.arena) }
+    }
+}
+
 /// Does all `jobs` of a task, whose multiply-adds are about `work`.
 ///
 /// # Safety
@@ -50,7 +76,7 @@ impl Blocks {
 pub(super) unsafe fn for_each(level: Level, task: &impl Task, jobs: usize, work: usize) {
     let pieces = task.scratch();
     // SAFETY: each index once; the level is the caller's promise.
-    let run = |job| with_scratch(&pieces, |arena| unsafe { level.run(task, job, arena) });
+    let run = |index| with_scratch(&pieces, |arena| unsafe { level.run(Job { task, index, arena }) });
     if work < SERIAL_WORK || jobs == 1 {
         (0..jobs).for_each(run);
     } else {

@@ -1,11 +1,12 @@
 //! One token of every sequence: the step of decoding.
 
-use super::memory::{Arena, Filling, LINE, filled};
 use super::packing::{Columns, load_head_decay};
-use super::parallel::{Blocks, for_each};
+use super::parallel::{Blocks, Task, for_each};
 use super::problem::{Decay, expect_shape};
-use super::simd::{Level, Plain, Simd, Single, Task};
+use super::scratch::{Arena, LINE};
 use super::tile::{load, store};
+use crate::memory::{Filling, filled};
+use crate::simd::{Level, Plain, Simd, Single};
 
 /// Inputs of one step of the scan that [`Problem`](super::Problem) defines.
 #[derive(Clone, Debug)]
@@ -67,7 +68,8 @@ pub(super) unsafe fn step_at(level: Level, problem: &StepProblem, state: &mut [f
     let state = Filling::of(state);
     // SAFETY: the jobs cover all sequences, heads and columns of V.
     let [output] = unsafe {
-        filled([problem.v.len()], |[output]| {
+        filled([problem.v.len()], |places| {
+            let [output] = places.map(Filling::unwritten);
             for_each(level, &Step { problem, blocks, state, output }, batch * heads * blocks.count, work);
         })
     };

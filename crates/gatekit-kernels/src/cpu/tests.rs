@@ -4,8 +4,8 @@ use super::backward::backward_at;
 use super::forward::forward_at;
 use super::problem::{Decay, Problem, Segment};
 use super::reference::reference;
-use super::simd::Level;
 use super::step::{StepProblem, step_at};
+use crate::simd::Level;
 
 /// Uniform draws in [0, 1) from a 64-bit linear congruential generator.
 pub(super) struct Draws(u64);

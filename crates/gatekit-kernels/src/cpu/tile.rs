@@ -11,7 +11,7 @@
 //! which costs three multiply-adds an element and step, and no memory traffic for the state: a block of it stays in
 //! registers for the whole chunk. Products of decays are never divided, so nothing can overflow.
 
-use super::simd::Simd;
+use crate::simd::Simd;
 
 /// How a pass runs; all of it is fixed at compile time.
 pub(super) trait Pass {

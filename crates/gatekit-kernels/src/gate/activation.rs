@@ -4,7 +4,10 @@ use burn::backend::Backend;
 
 use crate::primitive::Primitive;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-use crate::vector::{Arithmetic, logistic};
+use crate::{
+    loops::{Loop, logistic},
+    simd::Arithmetic,
+};
 
 /// How logits `z` become gate values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +83,7 @@ pub(crate) trait GatedLoop {
 pub(crate) struct Gated<L>(pub Option<Activation>, pub L);
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-impl<L: GatedLoop> crate::vector::Kernel for Gated<L> {
+impl<L: GatedLoop> Loop for Gated<L> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         match self.0 {

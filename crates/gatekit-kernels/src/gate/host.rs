@@ -10,7 +10,9 @@ use burn::{
 use super::{Activation, Gate, Gated, GatedLoop, portable};
 use crate::{
     host::HostBackend,
-    vector::{self, Arithmetic, JOB, Kernel, filled, run_all},
+    loops::{self, JOB, Loop, run_all},
+    memory::filled,
+    simd::Arithmetic,
 };
 
 /// `x * act(logits)`.
@@ -149,7 +151,7 @@ impl Scale {
     /// The gate before its floor.
     #[inline(always)]
     fn gate<A: Arithmetic>(self, z: f32) -> f32 {
-        vector::log_sigmoid::<A>(z) / self.normalizer
+        loops::log_sigmoid::<A>(z) / self.normalizer
     }
 }
 
@@ -159,7 +161,7 @@ struct LogSigmoid<'a> {
     scale: Scale,
 }
 
-impl Kernel for LogSigmoid<'_> {
+impl Loop for LogSigmoid<'_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         for (z, y) in self.z.iter().zip(self.y) {
@@ -176,11 +178,11 @@ struct LogSigmoidBackward<'a> {
     scale: Scale,
 }
 
-impl Kernel for LogSigmoidBackward<'_> {
+impl Loop for LogSigmoidBackward<'_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         for ((z, dy), dz) in self.z.iter().zip(self.dy).zip(self.dz) {
-            let (_, closed) = vector::logistic::<A>(*z);
+            let (_, closed) = loops::logistic::<A>(*z);
             let slope = closed / self.scale.normalizer;
             dz.write(if self.scale.gate::<A>(*z) < self.scale.floor { 0.0 } else { dy * slope });
         }

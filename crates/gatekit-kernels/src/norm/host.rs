@@ -11,7 +11,9 @@ use super::{NormArguments, NormSpec, portable};
 use crate::{
     gate::{Gate, Gated, GatedLoop},
     host::HostBackend,
-    vector::{Arithmetic, JOB, dot, filled, run_all, sum_rows},
+    loops::{JOB, dot, run_all, sum_rows},
+    memory::filled,
+    simd::Arithmetic,
 };
 
 /// Elements of the rows of a job, which depend on the width of a row alone: so does the order in

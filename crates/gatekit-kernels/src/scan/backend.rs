@@ -3,9 +3,9 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-use super::host;
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, spec::SixTensors};
+use super::{host, spec::SixTensors};
 use crate::portable;
 
 /// A backend with scans.

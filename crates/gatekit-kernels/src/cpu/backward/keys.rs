@@ -1,13 +1,14 @@
 //! The gradients over K: of q, k and the decays, for both kinds of write.
 
 use super::super::forward::{job, load_decay, state_of};
-use super::super::memory::{Arena, Filling, LINE, filled};
 use super::super::packing::{Columns, StateBlock, padded_rows};
-use super::super::parallel::{Blocks, STEPS, for_each};
+use super::super::parallel::{Blocks, STEPS, Task, for_each};
 use super::super::problem::Decay;
-use super::super::simd::{Level, Simd, Task, dot, sum16};
+use super::super::scratch::{Arena, LINE};
 use super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::Upstream;
+use crate::memory::{Filling, filled};
+use crate::simd::{Level, Simd, dot, sum16};
 
 /// Steps between two states that the decay's gradient starts from, a multiple of [`STEPS`].
 const MARK: usize = 256;
@@ -44,7 +45,8 @@ pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) 
         Decay::PerKey(g) => g.len(),
     };
     let [q, k, decay] = unsafe {
-        filled([p.q.len(), p.k.len(), decay_len], |[q, k, decay]| {
+        filled([p.q.len(), p.k.len(), decay_len], |places| {
+            let [q, k, decay] = places.map(Filling::unwritten);
             let blocks = Blocks::new(p.key_dim, p.sequences());
             let jobs = p.sequences() * blocks.count;
             let work = 6 * p.tokens() * p.heads * p.state_len();

@@ -1,12 +1,13 @@
 //! The additive scan's gradients over V.
 
 use super::super::forward::{job, load_decay, state_of};
-use super::super::memory::{Arena, Filling, filled};
 use super::super::packing::{Columns, StateBlock, padded_rows};
-use super::super::parallel::{Blocks, STEPS, for_each};
-use super::super::simd::{Level, Simd, Task};
+use super::super::parallel::{Blocks, STEPS, Task, for_each};
+use super::super::scratch::Arena;
 use super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::{Upstream, ValueGradients};
+use crate::memory::{Filling, filled};
+use crate::simd::{Level, Simd};
 
 /// The gradients of v and of the initial state.
 ///
@@ -16,7 +17,8 @@ pub(super) unsafe fn over_values(level: Level, upstream: &Upstream) -> ValueGrad
     let p = upstream.problem;
     let states = p.initial_state.map_or(0, <[f32]>::len);
     let [v, state] = unsafe {
-        filled([p.v.len(), states], |[v, state]| {
+        filled([p.v.len(), states], |places| {
+            let [v, state] = places.map(Filling::unwritten);
             let blocks = Blocks::new(p.value_dim, p.sequences());
             let task = OverValues { upstream: *upstream, blocks, v, state };
             let work = 3 * p.tokens() * p.heads * p.state_len();

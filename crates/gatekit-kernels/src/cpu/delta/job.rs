@@ -1,12 +1,12 @@
 //! The delta rule's scans over a chunk.
 
 use super::super::forward::{job, load_decay};
-use super::super::memory::Arena;
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS};
 use super::super::problem::{Problem, Segment};
-use super::super::simd::{Simd, dot};
+use super::super::scratch::Arena;
 use super::super::tile::{load, store};
+use crate::simd::{Simd, dot};
 
 /// One segment, head and block of V, with its scratch memory.
 pub(super) struct DeltaJob<'j> {

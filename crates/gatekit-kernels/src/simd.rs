@@ -1,15 +1,18 @@
 //! Vector arithmetic at the widths a processor may have, chosen at run time.
 //!
-//! A kernel is written once, generic over [`Simd`]. [`Level::run`] enters it through a function compiled for the
+//! A [`Kernel`] is written once, generic over [`Simd`]. [`Level::run`] enters it through a function compiled for the
 //! instruction set that was found; everything below such an entry point is `#[inline(always)]`, so it is compiled for
 //! that instruction set too.
 
 mod plain;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::memory::Arena;
-pub(super) use plain::{Plain, Single};
+pub(crate) use plain::Plain;
+#[cfg(target_arch = "x86_64")]
+use scalar::Fused;
+pub(crate) use scalar::{Arithmetic, Single, Target};
 #[cfg(target_arch = "x86_64")]
 use x86::{Avx2, Avx512};
 
@@ -18,9 +21,11 @@ use x86::{Avx2, Avx512};
 /// # Safety
 /// The operations may only be executed on a processor that has the instructions of the implementing type, and from
 /// code inlined into an entry point of [`Level::run`]. Loads and stores need `LANES` valid floats at the pointer.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// A vector of [`Self::LANES`] floats.
     type Vector: Copy;
+    /// Single floats with the same instructions.
+    type Arithmetic: Arithmetic;
     /// Floats in a vector.
     const LANES: usize;
     /// Most vectors a register tile may be wide.
@@ -66,7 +71,7 @@ pub(super) trait Simd: Copy {
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(crate) enum Level {
     /// What the compilation target guarantees.
     Plain,
     /// AVX2 and FMA.
@@ -77,22 +82,19 @@ pub(super) enum Level {
     Avx512,
 }
 
-/// A numbered set of independent jobs, generic over the vector width.
-pub(super) trait Task: Sync {
-    /// Lengths of the pieces of scratch memory that the largest job takes.
-    fn scratch(&self) -> Vec<usize>;
-
-    /// Does job `index`.
+/// Work that is written for every vector width.
+pub(crate) trait Kernel {
+    /// Does it. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
-    /// To be called through [`Level::run`] only, each index once.
-    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena);
+    /// See [`Simd`]; an implementation may ask for more.
+    unsafe fn run<S: Simd>(self);
 }
 
 impl Level {
     /// All levels that this processor can execute, the fastest last.
     #[cfg(test)]
-    pub(super) fn available() -> Vec<Self> {
+    pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Self::Plain];
         #[cfg(target_arch = "x86_64")]
         {
@@ -107,7 +109,7 @@ impl Level {
     }
 
     /// The fastest level that this processor can execute.
-    pub(super) fn best() -> Self {
+    pub(crate) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return if is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 };
@@ -115,31 +117,31 @@ impl Level {
         Self::Plain
     }
 
-    /// Does job `index` of `task` with this level's instructions.
+    /// Runs a kernel with this level's instructions.
     ///
     /// # Safety
-    /// The processor must have the instructions of `self`; each index may run once.
-    pub(super) unsafe fn run<T: Task>(self, task: &T, index: usize, arena: Arena) {
+    /// The processor must have the instructions of `self`, and what the kernel asks for must hold.
+    pub(crate) unsafe fn run(self, kernel: impl Kernel) {
         match self {
-            Self::Plain => unsafe { task.run::<Plain>(index, arena) },
+            Self::Plain => unsafe { kernel.run::<Plain>() },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { run_avx2(task, index, arena) },
+            Self::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { run_avx512(task, index, arena) },
+            Self::Avx512 => unsafe { run_avx512(kernel) },
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2<T: Task>(task: &T, index: usize, arena: Arena) {
-    unsafe { task.run::<Avx2>(index, arena) }
+unsafe fn run_avx2(kernel: impl Kernel) {
+    unsafe { kernel.run::<Avx2>() }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn run_avx512<T: Task>(task: &T, index: usize, arena: Arena) {
-    unsafe { task.run::<Avx512>(index, arena) }
+unsafe fn run_avx512(kernel: impl Kernel) {
+    unsafe { kernel.run::<Avx512>() }
 }
 
 /// `exp(x)` for `x <= 88`, to about one unit in the last place; results below the smallest normal float (x < -87) are
@@ -148,7 +150,7 @@ unsafe fn run_avx512<T: Task>(task: &T, index: usize, arena: Arena) {
 /// # Safety
 /// See [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
+pub(crate) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; multiples of the first by a small integer are exact.
@@ -174,7 +176,7 @@ pub(super) unsafe fn exp<S: Simd>(x: S::Vector) -> S::Vector {
 /// # Safety
 /// See [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
     debug_assert!(a.len() == b.len() && a.len().is_multiple_of(16));
     let mut lanes = [0.0f32; 16];
     unsafe {
@@ -189,7 +191,7 @@ pub(super) unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
 
 /// The sum of sixteen floats in a fixed tree order.
 #[inline(always)]
-pub(super) fn sum16(x: &[f32; 16]) -> f32 {
+pub(crate) fn sum16(x: &[f32; 16]) -> f32 {
     let mut half = [0.0f32; 8];
     for i in 0..8 {
         half[i] = x[i] + x[i + 8];
@@ -205,52 +207,66 @@ fn sum8(half: [f32; 8]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory::with_scratch;
     use super::*;
 
-    struct Exponentials {
-        input: Vec<f32>,
-        output: std::sync::Mutex<Vec<f32>>,
+    /// Exponentials in whole vectors, and float by float as in a loop that the compiler vectorises.
+    struct Exponentials<'a> {
+        input: &'a [[f32; 16]],
+        vectors: &'a mut [[f32; 16]],
+        singles: &'a mut [[f32; 16]],
     }
-    impl Task for Exponentials {
-        fn scratch(&self) -> Vec<usize> {
-            Vec::new()
-        }
+
+    impl Kernel for Exponentials<'_> {
         #[inline(always)]
-        unsafe fn run<S: Simd>(&self, _: usize, _: Arena) {
-            for (x, y) in self.input.chunks_exact(16).zip(self.output.lock().unwrap().chunks_exact_mut(16)) {
+        unsafe fn run<S: Simd>(self) {
+            for ((x, y), single) in self.input.iter().zip(self.vectors).zip(self.singles) {
                 for at in (0..16).step_by(S::LANES) {
                     unsafe { S::store(y.as_mut_ptr().add(at), exp::<S>(S::load(x.as_ptr().add(at)))) };
+                }
+                for (x, y) in x.iter().zip(single) {
+                    *y = unsafe { exp::<Single<S::Arithmetic>>(*x) };
                 }
             }
         }
     }
 
+    /// The exponentials of `input` at a level, which must not depend on the form.
     fn exponentials(level: Level, input: &[f32]) -> Vec<f32> {
-        let mut padded = input.to_vec();
-        padded.resize(input.len().next_multiple_of(16), 0.0);
-        let task = Exponentials { output: padded.clone().into(), input: padded };
-        with_scratch(&[], |arena| unsafe { level.run(&task, 0, arena) });
-        task.output.into_inner().unwrap()
+        let mut padded = vec![[0.0; 16]; input.len().div_ceil(16)];
+        padded.as_flattened_mut()[..input.len()].copy_from_slice(input);
+        let (mut vectors, mut singles) = (padded.clone(), padded.clone());
+        let kernel = Exponentials { input: &padded, vectors: &mut vectors, singles: &mut singles };
+        // SAFETY: the level is one of those available.
+        unsafe { level.run(kernel) };
+        let (vectors, singles) = (vectors.as_flattened(), singles.as_flattened());
+        for ((x, vector), single) in input.iter().zip(vectors).zip(singles) {
+            let same = vector.to_bits() == single.to_bits() || vector.is_nan() && single.is_nan();
+            assert!(same, "{level:?}: exp({x}) = {vector} in a vector, {single} alone");
+        }
+        vectors[..input.len()].to_vec()
     }
 
     #[test]
     fn exponential_is_accurate_to_two_units_in_the_last_place() {
-        let input: Vec<f32> = (0..=870_000).map(|i| -1e-4 * i as f32).collect();
+        let input: Vec<f32> = (-1_030_000..=880_000).map(|i| 1e-4 * i as f32).collect();
         for level in Level::available() {
             for (x, y) in input.iter().zip(exponentials(level, &input)) {
                 let exact = f64::from(*x).exp();
+                if *x < -87.0 {
+                    assert_eq!(y, 0.0, "{level:?}: exp({x})");
+                    continue;
+                }
                 let unit = f64::from(f32::EPSILON) * 2f64.powf(exact.log2().floor());
-                assert!((f64::from(y) - exact).abs() < 2.0 * unit, "{level:?}: exp({x}) = {y}, not {exact}");
+                assert!((f64::from(y) - exact).abs() <= 2.0 * unit, "{level:?}: exp({x}) = {y}, not {exact}");
             }
         }
     }
 
     #[test]
     fn exponential_of_special_values() {
+        let input = [0.0, -0.0, -87.5, -1000.0, -1e30, f32::NEG_INFINITY, f32::NAN, -1e-30];
         for level in Level::available() {
-            let y =
-                exponentials(level, &[0.0, -0.0, -87.5, -1000.0, -1e30, f32::NEG_INFINITY, f32::NAN, -1e-30]);
+            let y = exponentials(level, &input);
             assert_eq!(y[..6], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0], "{level:?}");
             assert!(y[6].is_nan(), "{level:?}");
             assert_eq!(y[7], 1.0, "{level:?}");

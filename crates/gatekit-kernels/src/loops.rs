@@ -1,12 +1,11 @@
-//! Elementwise functions and reductions in float32 for the vector units a processor may have.
+//! Loops over slices of float32, and the functions they are made of.
 //!
-//! A [`Kernel`] is a loop over slices, generic over [`Arithmetic`]. [`run`] enters it through a
-//! function compiled for the instruction set that was found at run time; all below is
-//! `#[inline(always)]`, so the compiler vectorises it for that instruction set.
-
-use std::mem::MaybeUninit;
+//! A [`Loop`] is written float by float, generic over [`Arithmetic`], and all below is `#[inline(always)]`: the compiler
+//! vectorises it for the instruction set that was found at run time.
 
 use rayon::prelude::*;
+
+use crate::simd::{self, Arithmetic, Kernel, Level, Simd, Single, sum16};
 
 /// Elements a job works on: few enough that what it reads and writes stays in the caches.
 pub(crate) const JOB: usize = 1 << 13;
@@ -14,121 +13,42 @@ pub(crate) const JOB: usize = 1 << 13;
 /// Elements below which waking other threads costs more than they save.
 const SERIAL: usize = 1 << 15;
 
-/// How `a * b + c` is computed.
-pub(crate) trait Arithmetic {
-    /// `a * b + c`.
-    fn mul_add(a: f32, b: f32, c: f32) -> f32;
-}
-
-/// The fused multiply-add of the vector unit.
-#[cfg(target_arch = "x86_64")]
-pub(crate) struct Fused;
-
-/// What the compilation target guarantees.
-pub(crate) struct Plain;
-
-#[cfg(target_arch = "x86_64")]
-impl Arithmetic for Fused {
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-}
-
-impl Arithmetic for Plain {
-    /// Rounds twice where a fused multiply-add would be a library call.
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
-    }
-}
-
 /// A loop over slices.
-pub(crate) trait Kernel: Sized {
+pub(crate) trait Loop: Sized {
     /// Runs it. Implementations are `#[inline(always)]`.
     fn run<A: Arithmetic>(self);
 }
 
-/// Runs a kernel with the widest vectors this processor has.
-pub(crate) fn run(kernel: impl Kernel) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has these instructions.
-        return if is_x86_feature_detected!("avx512f") {
-            unsafe { run_avx512(kernel) }
-        } else {
-            unsafe { run_avx2(kernel) }
-        };
+/// A loop as a kernel: it is written float by float.
+struct ByFloat<L>(L);
+
+impl<L: Loop> Kernel for ByFloat<L> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.0.run::<S::Arithmetic>();
     }
-    kernel.run::<Plain>();
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2(kernel: impl Kernel) {
-    kernel.run::<Fused>();
+/// Runs a loop with the widest vectors this processor has.
+fn run(work: impl Loop) {
+    // SAFETY: the level was found on this processor; a loop asks for nothing more.
+    unsafe { Level::best().run(ByFloat(work)) }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn run_avx512(kernel: impl Kernel) {
-    kernel.run::<Fused>();
-}
-
-/// Runs the kernels of independent jobs over `elements` elements in all, on all threads if that pays.
-pub(crate) fn run_all<K: Kernel + Send>(elements: usize, kernels: Vec<K>) {
-    if elements < SERIAL || kernels.len() == 1 {
-        kernels.into_iter().for_each(run);
+/// Runs independent loops over `elements` elements in all, on all threads if that pays.
+pub(crate) fn run_all<L: Loop + Send>(elements: usize, loops: Vec<L>) {
+    if elements < SERIAL || loops.len() == 1 {
+        loops.into_iter().for_each(run);
     } else {
-        kernels.into_par_iter().for_each(run);
+        loops.into_par_iter().for_each(run);
     }
 }
 
-/// Vectors of these lengths made by `fill`, spared the pass that would set them to 0 first.
-///
-/// # Safety
-///
-/// `fill` must write every element.
-pub(crate) unsafe fn filled<const N: usize>(
-    lens: [usize; N],
-    fill: impl FnOnce([&mut [MaybeUninit<f32>]; N]),
-) -> [Vec<f32>; N] {
-    let mut vectors = lens.map(Vec::with_capacity);
-    let mut places = lens.iter();
-    fill(vectors.each_mut().map(|vector| {
-        let len = *places.next().expect("one length a vector");
-        &mut vector.spare_capacity_mut()[..len]
-    }));
-    for (vector, len) in vectors.iter_mut().zip(lens) {
-        // SAFETY: allocated above, written by `fill`.
-        unsafe { vector.set_len(len) };
-    }
-    vectors
-}
-
-/// `exp(x)` for `x <= 0`, to about one unit in the last place; 0 below -87. NaN stays NaN.
+/// [`simd::exp`] of one float.
 #[inline(always)]
-pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts; multiples of the first by a small integer are exact.
-    const LN2_HIGH: f32 = 355.0 / 512.0;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = A::mul_add(n, -LN2_HIGH, x);
-    let r = A::mul_add(n, -LN2_LOW, r);
-    // Taylor series: |r| <= ln(2)/2, so the first term left out is below 6e-9.
-    let mut p = 1.0 / 5040.0;
-    p = A::mul_add(p, r, 1.0 / 720.0);
-    p = A::mul_add(p, r, 1.0 / 120.0);
-    p = A::mul_add(p, r, 1.0 / 24.0);
-    p = A::mul_add(p, r, 1.0 / 6.0);
-    p = A::mul_add(p, r, 0.5);
-    p = A::mul_add(p, r, 1.0);
-    p = A::mul_add(p, r, 1.0);
-    let y = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    if x < -87.0 { 0.0 } else { y }
+fn exp<A: Arithmetic>(x: f32) -> f32 {
+    // SAFETY: single floats need no instructions that a processor may lack.
+    unsafe { simd::exp::<Single<A>>(x) }
 }
 
 /// `sigmoid(z)` and `sigmoid(-z)`, both accurate relative to their own size, for every `z`.
@@ -173,12 +93,7 @@ pub(crate) fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
     for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
         *sum = A::mul_add(*a, *b, *sum);
     }
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-    }
-    sums[0]
+    sum16(&sums)
 }
 
 /// `sum += a * b`, element by element.
@@ -207,7 +122,7 @@ mod tests {
         output: &'a mut [[f32; 4]],
     }
 
-    impl Kernel for Functions<'_> {
+    impl Loop for Functions<'_> {
         #[inline(always)]
         fn run<A: Arithmetic>(self) {
             for (z, out) in self.input.iter().zip(self.output) {
@@ -217,13 +132,15 @@ mod tests {
         }
     }
 
-    /// Results at the widest level and at that of the compilation target.
-    fn evaluate(input: &[f32]) -> [Vec<[f32; 4]>; 2] {
-        let mut results = [vec![[0.0; 4]; input.len()], vec![[0.0; 4]; input.len()]];
-        let [best, plain] = &mut results;
-        run(Functions { input, output: best });
-        Functions { input, output: plain }.run::<Plain>();
-        results
+    /// Results at every level of this processor.
+    fn evaluate(input: &[f32]) -> Vec<Vec<[f32; 4]>> {
+        let at = |level: Level| {
+            let mut output = vec![[0.0; 4]; input.len()];
+            // SAFETY: the level is one of those available.
+            unsafe { level.run(ByFloat(Functions { input, output: &mut output })) };
+            output
+        };
+        Level::available().into_iter().map(at).collect()
     }
 
     #[test]
@@ -267,7 +184,7 @@ mod tests {
     #[test]
     fn dot_products_of_every_length() {
         struct Dot<'a>(&'a [f32], &'a [f32], &'a mut f32);
-        impl Kernel for Dot<'_> {
+        impl Loop for Dot<'_> {
             #[inline(always)]
             fn run<A: Arithmetic>(self) {
                 *self.2 = dot::<A>(self.0, self.1);

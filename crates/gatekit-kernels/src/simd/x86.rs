@@ -2,14 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Fused, Simd};
 
 /// Sixteen floats a vector (AVX-512).
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512;
+pub(super) struct Avx512;
 
 impl Simd for Avx512 {
     type Vector = __m512;
+    type Arithmetic = Fused;
     const LANES: usize = 16;
     const TILE_VECTORS: usize = 4;
 
@@ -68,10 +69,11 @@ impl Simd for Avx512 {
 
 /// Eight floats a vector (AVX2 with fused multiply-add).
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2;
+pub(super) struct Avx2;
 
 impl Simd for Avx2 {
     type Vector = __m256;
+    type Arithmetic = Fused;
     const LANES: usize = 8;
     const TILE_VECTORS: usize = 2;
 
