@@ -11,8 +11,6 @@
 #![allow(deprecated)]
 
 pub mod conv;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-mod cpu;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
@@ -21,7 +19,6 @@ mod loops;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod memory;
 pub mod norm;
-mod portable;
 mod primitive;
 pub mod scan;
 #[cfg(any(feature = "ndarray", feature = "flex"))]

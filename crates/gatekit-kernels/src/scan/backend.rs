@@ -3,10 +3,9 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec};
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::{host, spec::SixTensors};
-use crate::portable;
 
 /// A backend with scans.
 ///

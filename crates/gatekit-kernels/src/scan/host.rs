@@ -5,12 +5,12 @@ use burn::{
     tensor::{DType, Shape},
 };
 
-use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, StepSpec, WriteKind};
-use crate::{
+use super::{
+    DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, StepSpec, WriteKind,
     cpu::{self, Decay, Problem, Segment, StepProblem},
-    host::HostBackend,
     portable,
 };
+use crate::host::HostBackend;
 
 /// Whether the fused kernels compute this scan; the others are left to the portable form.
 fn is_fused<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> bool {

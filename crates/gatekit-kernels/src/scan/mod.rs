@@ -3,7 +3,10 @@
 mod autodiff;
 mod backend;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cpu;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
+mod portable;
 mod spec;
 
 use burn::{
