@@ -5,29 +5,7 @@
 //! [`sequence`] composes them into token mixers and language models, and [`device`] names the
 //! devices they run on.
 //!
-//! ```
-//! use burn::{module::Module, tensor::{Device, Distribution, Tensor}};
-//! use gatekit::prelude::*;
-//!
-//! /// A module of one's own with a gated-linear-attention layer in it.
-//! #[derive(Module, Debug)]
-//! struct Encoder {
-//!     norm: RmsNorm,
-//!     mixer: GatedLinearAttention,
-//! }
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = gatekit::device::parse("flex")?;
-//! let encoder = Encoder {
-//!     norm: RmsNormConfig::new(64).try_init(&device)?,
-//!     mixer: GatedLinearAttentionConfig::new(64).try_init(&device)?,
-//! };
-//! let x = Tensor::<3>::random([2, 100, 64], Distribution::Normal(0.0, 1.0), &device);
-//! let y = x.clone() + encoder.mixer.forward(encoder.norm.forward(x), None);
-//! assert_eq!(y.dims(), [2, 100, 64]);
-//! # Ok(())
-//! # }
-//! ```
+//! The README shows a layer in a module of one's own, and its training.
 #![deny(missing_docs)]
 
 pub mod device;
@@ -48,3 +26,8 @@ pub mod prelude {
         lm::{CausalLm, StreamState, StreamingLm},
     };
 }
+
+/// The README's code is compiled and run with the documentation tests.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
