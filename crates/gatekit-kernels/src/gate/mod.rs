@@ -3,6 +3,10 @@
 mod activation;
 mod autodiff;
 mod backend;
+#[cfg(feature = "cubecl")]
+mod cube;
+#[cfg(feature = "cubecl")]
+mod functions;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 mod portable;
