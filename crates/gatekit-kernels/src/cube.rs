@@ -1,5 +1,8 @@
 //! What the CubeCL kernels share: how their tensors are laid out and spread over units.
 
+mod sequences;
+mod sums;
+
 use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
@@ -15,6 +18,8 @@ use burn_cubecl::{
 };
 
 pub(crate) use burn_cubecl::kernel::into_contiguous;
+pub(crate) use sequences::{Sequence, boundaries_of};
+pub(crate) use sums::sum_rows;
 
 /// Whether the kernels compute with these elements: they read and write the type they are stored
 /// in, and compute in float32. The rest, and tensors without elements, is left to the portable forms.

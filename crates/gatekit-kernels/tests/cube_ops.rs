@@ -6,8 +6,15 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, DeviceKind};
-use gatekit_kernels::gate::{Activation, gated_product, log_sigmoid_scaled};
+use gatekit_kernels::{
+    conv::short_convolution,
+    gate::{Activation, gated_product, log_sigmoid_scaled},
+    norm::rms_norm,
+    scan::{ElementwiseSpec, elementwise_scan},
+};
 use support::*;
 
 /// Results and gradients by name.
@@ -75,5 +82,182 @@ fn log_sigmoids_match_the_portable_form() {
             let gradients = (gate.clone() * tensor(&w, [w.len()], &device, dtype)).sum().backward();
             vec![("gate", values(&gate)), ("logits", gradient(&logits, &gradients))]
         });
+    }
+}
+
+#[test]
+fn norms_match_the_portable_form() {
+    let mut gates: Vec<Option<Activation>> = ACTIVATIONS.into_iter().map(Some).collect();
+    gates.push(None);
+    // One channel, no whole line, lines, more than the units of a cube keep in registers, one row
+    // and so many that the sums of the weight are summed again.
+    let cases = [(1, 1), (300, 1), (5, 3), (7, 17), (1, 64), (700, 64), (9, 1023), (3, 4096), (2, 20_000)];
+    for (rows, dim) in cases {
+        for &gate in &gates {
+            let mut numbers = Numbers((31 * rows + dim) as u64);
+            let (x, weight, w) = (numbers.many(rows * dim), numbers.many(dim), numbers.many(rows * dim));
+            let z: Vec<f64> = numbers.many(rows * dim).iter().map(|z| 4.0 * z).collect();
+            check(&format!("a norm of {rows} x {dim}, {gate:?}"), 1e-5, |device, dtype| {
+                let device = device.clone().autodiff();
+                let x = tensor(&x, [rows, dim], &device, dtype).require_grad();
+                let weight = tensor(&weight, [dim], &device, dtype).require_grad();
+                let gate = gate.map(|gate| (tensor(&z, [rows, dim], &device, dtype).require_grad(), gate));
+                let y = rms_norm(x.clone(), weight.clone(), 1e-3, gate.clone());
+                let gradients = (y.clone() * tensor(&w, [rows, dim], &device, dtype)).sum().backward();
+                let mut results = vec![
+                    ("y", values(&y)),
+                    ("x", gradient(&x, &gradients)),
+                    ("weight", gradient(&weight, &gradients)),
+                ];
+                results.extend(gate.map(|(logits, _)| ("logits", gradient(&logits, &gradients))));
+                results
+            });
+        }
+    }
+}
+
+/// `[batch, time, channels, taps]`; bias, state and activation.
+fn convolution(
+    [batch, time, channels, taps]: [usize; 4],
+    boundaries: Option<&[usize]>,
+    [has_bias, has_state, silu]: [bool; 3],
+) {
+    let mut numbers = Numbers((batch + 3 * time + 5 * channels + 7 * taps) as u64);
+    let dims = [batch, time, channels];
+    let boundaries: Option<Arc<[usize]>> = boundaries.map(Arc::from);
+    let sequences = boundaries.as_ref().map_or(batch, |boundaries| boundaries.len() - 1);
+    let state_dims = [sequences, taps - 1, channels];
+    let (x, w) = (numbers.many(batch * time * channels), numbers.many(batch * time * channels));
+    let (weight, bias) = (numbers.many(channels * taps), numbers.many(channels));
+    let state = numbers.many(state_dims.iter().product());
+    let what =
+        format!("a convolution of {dims:?}, {taps} taps, {boundaries:?}, {has_bias} {has_state} {silu}");
+    check(&what, 1e-5, |device, dtype| {
+        let device = device.clone().autodiff();
+        let x = tensor(&x, dims, &device, dtype).require_grad();
+        let weight = tensor(&weight, [channels, taps], &device, dtype).require_grad();
+        let bias = has_bias.then(|| tensor(&bias, [channels], &device, dtype).require_grad());
+        let state = has_state.then(|| tensor(&state, state_dims, &device, dtype).require_grad());
+        let (b, s) = (bias.clone(), state.clone());
+        let y = short_convolution(x.clone(), weight.clone(), b, s, boundaries.clone(), silu);
+        let gradients = (y.clone() * tensor(&w, dims, &device, dtype)).sum().backward();
+        let mut results = vec![
+            ("y", values(&y)),
+            ("x", gradient(&x, &gradients)),
+            ("weight", gradient(&weight, &gradients)),
+        ];
+        results.extend(bias.map(|bias| ("bias", gradient(&bias, &gradients))));
+        results.extend(state.map(|state| ("state", gradient(&state, &gradients))));
+        results
+    });
+}
+
+#[test]
+fn convolutions_match_the_portable_form() {
+    let many: Vec<usize> = (0..=100).collect();
+    // One step, fewer steps than the history, one tap, several units along the steps, odd channels,
+    // more taps than a line keeps; sequences of one step, shorter than a filter, over several units.
+    let cases: [([usize; 4], Option<&[usize]>); 11] = [
+        ([2, 1, 3, 4], None),
+        ([1, 2, 1, 5], None),
+        ([2, 9, 5, 1], None),
+        ([3, 70, 12, 4], None),
+        ([1, 133, 7, 3], None),
+        ([1, 40, 64, 9], None),
+        ([1, 12, 6, 4], Some(&[0, 1, 2, 5, 12])),
+        ([1, 4, 3, 3], Some(&[0, 4])),
+        ([1, 100, 4, 4], Some(&many)),
+        ([1, 200, 8, 4], Some(&[0, 30, 31, 33, 48, 64, 150, 200])),
+        ([1, 70, 8, 1], Some(&[0, 30, 70])),
+    ];
+    let flags = [[false; 3], [true; 3], [true, false, true], [false, true, false], [false, true, true]];
+    for (dims, boundaries) in cases {
+        for flags in flags {
+            if dims[3] > 1 || !flags[1] {
+                convolution(dims, boundaries, flags);
+            }
+        }
+    }
+}
+
+/// `[batch, time, dim]`; which results the loss uses: the output, the final state.
+fn elementwise(
+    dims: [usize; 3],
+    boundaries: Option<&[usize]>,
+    has_initial_state: bool,
+    log_decay: &[f64],
+    uses: [bool; 2],
+) {
+    let [batch, time, dim] = dims;
+    let mut numbers = Numbers((batch + 3 * time + 5 * dim) as u64);
+    let boundaries: Option<Arc<[usize]>> = boundaries.map(Arc::from);
+    let sequences = boundaries.as_ref().map_or(batch, |boundaries| boundaries.len() - 1);
+    let (x, w) = (numbers.many(batch * time * dim), numbers.many(batch * time * dim));
+    let (initial, w_state) = (numbers.many(sequences * dim), numbers.many(sequences * dim));
+    let what = format!("an elementwise scan of {dims:?}, {boundaries:?}, {has_initial_state} {uses:?}");
+    check(&what, 1e-5, |device, dtype| {
+        let device = device.clone().autodiff();
+        let x = tensor(&x, dims, &device, dtype).require_grad();
+        let log_decay = tensor(log_decay, dims, &device, dtype).require_grad();
+        let initial =
+            has_initial_state.then(|| tensor(&initial, [sequences, dim], &device, dtype).require_grad());
+        let spec = ElementwiseSpec { has_initial_state, boundaries: boundaries.clone(), fused: true };
+        let (h, state) = elementwise_scan(x.clone(), log_decay.clone(), initial.clone(), spec);
+        let of_output = (h.clone() * tensor(&w, dims, &device, dtype)).sum();
+        let of_state = (state.clone() * tensor(&w_state, [sequences, dim], &device, dtype)).sum();
+        let loss = match uses {
+            [true, false] => of_output,
+            [false, true] => of_state,
+            _ => of_output + of_state,
+        };
+        let gradients = loss.backward();
+        let mut results = vec![
+            ("h", values(&h)),
+            ("state", values(&state)),
+            ("x", gradient(&x, &gradients)),
+            ("log_decay", gradient(&log_decay, &gradients)),
+        ];
+        results.extend(initial.map(|initial| ("initial state", gradient(&initial, &gradients))));
+        results
+    });
+}
+
+#[test]
+fn elementwise_scans_match_the_portable_form() {
+    let many: Vec<usize> = (0..=60).collect();
+    // One step, one chunk, several, of odd lengths; sequences that end in, between and over chunks.
+    let cases: [([usize; 3], Option<&[usize]>); 9] = [
+        ([2, 1, 3], None),
+        ([1, 16, 4], None),
+        ([3, 17, 5], None),
+        ([2, 700, 8], None),
+        ([1, 2000, 3], None),
+        ([1, 60, 4], Some(&many)),
+        ([1, 100, 1], Some(&[0, 1, 16, 32, 33, 99, 100])),
+        ([1, 700, 12], Some(&[0, 300, 301, 303, 690, 700])),
+        ([1, 8, 2], Some(&[0, 8])),
+    ];
+    for (dims, boundaries) in cases {
+        let mut numbers = Numbers(dims.iter().sum::<usize>() as u64);
+        let log_decay: Vec<f64> =
+            numbers.many(dims.iter().product()).iter().map(|g| -0.5 - 0.5 * g).collect();
+        for has_initial_state in [false, true] {
+            for uses in [[true, false], [false, true], [true, true]] {
+                elementwise(dims, boundaries, has_initial_state, &log_decay, uses);
+            }
+        }
+    }
+}
+
+#[test]
+fn closed_and_open_gates_are_exact() {
+    // Nothing decays, everything does, and both in turn, within and across chunks.
+    for dims in [[1, 700, 4], [2, 40, 3]] {
+        let count = dims.iter().product::<usize>();
+        for decays in [&[0.0][..], &[f64::NEG_INFINITY], &[-1e4, -0.01, 0.0, -1e-30, f64::NEG_INFINITY, -0.3]]
+        {
+            let log_decay: Vec<f64> = decays.iter().copied().cycle().take(count).collect();
+            elementwise(dims, None, true, &log_decay, [true, true]);
+        }
     }
 }

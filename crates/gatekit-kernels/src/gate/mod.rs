@@ -6,7 +6,7 @@ mod backend;
 #[cfg(feature = "cubecl")]
 mod cube;
 #[cfg(feature = "cubecl")]
-mod functions;
+pub(crate) mod functions;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 mod portable;

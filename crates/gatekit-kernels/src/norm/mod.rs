@@ -2,6 +2,8 @@
 
 mod autodiff;
 mod backend;
+#[cfg(feature = "cubecl")]
+mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 mod portable;

@@ -3,6 +3,8 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube_elementwise;
 use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::{host, spec::SixTensors};
@@ -93,10 +95,7 @@ pub trait ScanBackend: Backend {
         of: GradientOf,
         spec: ElementwiseSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (output_gradient, state_gradient) = match of {
-            GradientOf::Output => (Some(gradient), None),
-            GradientOf::FinalState => (None, Some(gradient)),
-        };
+        let (output_gradient, state_gradient) = of.sort(gradient);
         portable::elementwise_backward::<Self>(
             output,
             log_decay,
@@ -163,4 +162,24 @@ host_scans!(burn_ndarray::NdArray);
 host_scans!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
-impl ScanBackend for burn_cubecl::CubeBackend {}
+impl ScanBackend for burn_cubecl::CubeBackend {
+    fn elementwise_scan(
+        x: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube_elementwise::elementwise_forward::<Self>(x, log_decay, initial_state, &spec)
+    }
+
+    fn elementwise_scan_backward(
+        output: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        cube_elementwise::elementwise_backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
+    }
+}
