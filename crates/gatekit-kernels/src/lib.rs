@@ -21,8 +21,10 @@ mod loops;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod memory;
 pub mod norm;
+mod prefix;
 mod primitive;
 pub mod scan;
+pub mod selective;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod simd;
 
