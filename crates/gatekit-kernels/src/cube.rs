@@ -7,14 +7,11 @@ use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
 };
-use burn_cubecl::{
-    cubecl::{
-        calculate_cube_count_elemwise,
-        ir::{ElemType, FloatKind},
-        prelude::*,
-    },
-    ops::numeric::empty_device_contiguous_dtype,
-    tensor::CubeTensor,
+use burn_cubecl::{ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use cubecl::{
+    calculate_cube_count_elemwise,
+    ir::{ElemType, FloatKind},
+    prelude::*,
 };
 
 pub(crate) use burn_cubecl::kernel::into_contiguous;

@@ -5,10 +5,8 @@ mod backward;
 mod forward;
 
 use burn::backend::{Backend, TensorMetadata};
-use burn_cubecl::{
-    cubecl::{self, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 use super::{ConvolutionArguments, ConvolutionSpec};
 use crate::cube::{Sequence, into_contiguous, is_fused, line};

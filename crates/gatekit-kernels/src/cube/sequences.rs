@@ -1,9 +1,7 @@
 //! Packed sequences in a kernel: where the sequence of a step begins and ends.
 
-use burn_cubecl::{
-    cubecl::{self, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 /// The boundaries `[0, .., time]` of packed sequences on the device of `x`; any buffer where there
 /// are none, which a kernel for rows of one sequence each does not read.

@@ -5,10 +5,8 @@ use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
 };
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{address, allocate, element, grid, line};
 

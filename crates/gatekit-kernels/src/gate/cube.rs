@@ -1,10 +1,8 @@
 //! The gates as CubeCL kernels: a unit computes one line of elements.
 
 use burn::backend::{Backend, TensorMetadata};
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Activation, functions, portable};
 use crate::cube::{address, allocate, element, grid, into_contiguous, is_fused, line};

@@ -1,6 +1,6 @@
 //! The gate functions on a line of float32 in a CubeCL kernel.
 
-use burn_cubecl::cubecl::{self, prelude::*};
+use cubecl::prelude::*;
 
 use super::Activation;
 

@@ -4,13 +4,11 @@ use burn::{
     backend::{Backend, TensorMetadata},
     tensor::DType,
 };
-use burn_cubecl::{
-    cubecl::{
-        self, calculate_cube_count_elemwise,
-        ir::{ElemType, features::Plane},
-        prelude::*,
-    },
-    tensor::CubeTensor,
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{
+    calculate_cube_count_elemwise,
+    ir::{ElemType, features::Plane},
+    prelude::*,
 };
 
 use super::{NormArguments, NormSpec, portable};

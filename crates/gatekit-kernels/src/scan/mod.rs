@@ -5,6 +5,8 @@ mod backend;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
 #[cfg(feature = "cubecl")]
+mod cube;
+#[cfg(feature = "cubecl")]
 mod cube_elementwise;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;

@@ -5,10 +5,8 @@ use burn::{
     backend::{Backend, TensorMetadata},
     tensor::DType,
 };
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem, filters, input, preactivation};
 use crate::{

@@ -1,10 +1,8 @@
 //! The forward pass: the window moves along with the steps.
 
 use burn::backend::{Backend, TensorMetadata};
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem, filters, input, preactivation};
 use crate::{

@@ -1,10 +1,8 @@
 //! The backward pass: a step hands `a_t dh_t` to the step before it.
 
 use burn::backend::TensorMetadata;
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem, carries::Chunks, decay};
 use crate::{

@@ -1,10 +1,8 @@
 //! What each chunk gets from those before it, or after it.
 
 use burn::tensor::DType;
-use burn_cubecl::{
-    cubecl::{self, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 use super::Problem;
 use crate::cube::{address, allocate, grid};

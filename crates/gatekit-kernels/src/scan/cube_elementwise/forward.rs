@@ -1,10 +1,8 @@
 //! The forward pass.
 
 use burn::{backend::TensorMetadata, tensor::DType};
-use burn_cubecl::{
-    cubecl::{self, ir::ElemType, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem, carries::Chunks, decay};
 use crate::cube::{Sequence, address, allocate, boundaries_of, element, grid};

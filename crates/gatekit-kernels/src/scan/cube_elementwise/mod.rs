@@ -10,10 +10,8 @@ mod carries;
 mod forward;
 
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
-use burn_cubecl::{
-    cubecl::{self, prelude::*},
-    tensor::CubeTensor,
-};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 use super::{ElementwiseSpec, GradientOf, portable};
 use crate::cube::{into_contiguous, is_fused, line};
