@@ -1,5 +1,6 @@
 //! What the CubeCL kernels share: how their tensors are laid out and spread over units.
 
+mod carries;
 mod sequences;
 mod sums;
 
@@ -15,6 +16,7 @@ use cubecl::{
 };
 
 pub(crate) use burn_cubecl::kernel::into_contiguous;
+pub(crate) use carries::Chunks;
 pub(crate) use sequences::{Sequence, boundaries_of};
 pub(crate) use sums::sum_rows;
 
@@ -61,4 +63,11 @@ pub(crate) fn address(tensors: &[&CubeTensor]) -> AddressType {
 pub(crate) fn grid(tensor: &CubeTensor, units: usize) -> (CubeCount, CubeDim) {
     let cube = CubeDim::new(&tensor.client, units);
     (calculate_cube_count_elemwise(&tensor.client, units, cube), cube)
+}
+
+/// `exp` of a log decay: exactly 0 for minus infinity, on every device.
+#[cube]
+pub(crate) fn decay<N: Size>(log_decay: Vector<f32, N>) -> Vector<f32, N> {
+    let is_zero = log_decay.less_than(&Vector::new(-200.0));
+    select_many(is_zero, Vector::new(0.0), log_decay.exp())
 }

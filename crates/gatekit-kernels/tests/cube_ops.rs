@@ -14,6 +14,7 @@ use gatekit_kernels::{
     gate::{Activation, gated_product, log_sigmoid_scaled},
     norm::rms_norm,
     scan::{ElementwiseSpec, elementwise_scan},
+    selective::{SelectiveSpec, selective_scan, selective_scan_step},
 };
 use support::*;
 
@@ -258,6 +259,115 @@ fn closed_and_open_gates_are_exact() {
         {
             let log_decay: Vec<f64> = decays.iter().copied().cycle().take(count).collect();
             elementwise(dims, None, true, &log_decay, [true, true]);
+        }
+    }
+}
+
+/// Numbers for a selective scan of `[batch, time, channels, size]`: x, delta, a, b, c and the initial
+/// state, then the gradients of the results.
+fn selective_numbers([batch, time, channels, size]: [usize; 4], sequences: usize) -> [Vec<f64>; 8] {
+    let mut numbers = Numbers((batch + 3 * time + 5 * channels + 7 * size) as u64);
+    let (of_channels, of_size) = (batch * time * channels, batch * time * size);
+    // Steps from 0, where the state stays, to 100, which clears it.
+    let steps = numbers.many(of_channels);
+    let delta = steps.iter().map(|z| if *z < -0.9 { 0.0 } else { (3.0 * z).exp() * 0.1 });
+    let mut delta: Vec<f64> = delta.map(|delta| f64::from(delta as f32)).collect();
+    delta.iter_mut().skip(3).step_by(41).for_each(|delta| *delta = 100.0);
+    let a = numbers.many(channels * size).iter().map(|z| f64::from(-(1.5 * z).exp() as f32)).collect();
+    [
+        numbers.many(of_channels),
+        delta,
+        a,
+        numbers.many(of_size),
+        numbers.many(of_size),
+        numbers.many(sequences * channels * size),
+        numbers.many(of_channels),
+        numbers.many(sequences * channels * size),
+    ]
+}
+
+/// `[batch, time, channels, size]`; which results the loss uses: the output, the final state.
+fn selective(dims: [usize; 4], boundaries: Option<&[usize]>, has_initial_state: bool, uses: [bool; 2]) {
+    let [batch, time, channels, size] = dims;
+    let boundaries: Option<Arc<[usize]>> = boundaries.map(Arc::from);
+    let sequences = boundaries.as_ref().map_or(batch, |boundaries| boundaries.len() - 1);
+    let [x, delta, a, b, c, initial, w, w_state] = selective_numbers(dims, sequences);
+    let (of_channels, of_size) = ([batch, time, channels], [batch, time, size]);
+    let of_states = [sequences, channels, size];
+    let what = format!("a selective scan of {dims:?}, {boundaries:?}, {has_initial_state} {uses:?}");
+    check(&what, 2e-5, |device, dtype| {
+        let device = device.clone().autodiff();
+        let x = tensor(&x, of_channels, &device, dtype).require_grad();
+        let delta = tensor(&delta, of_channels, &device, dtype).require_grad();
+        let a = tensor(&a, [channels, size], &device, dtype).require_grad();
+        let b = tensor(&b, of_size, &device, dtype).require_grad();
+        let c = tensor(&c, of_size, &device, dtype).require_grad();
+        let initial = has_initial_state.then(|| tensor(&initial, of_states, &device, dtype).require_grad());
+        let spec = SelectiveSpec { has_initial_state, boundaries: boundaries.clone(), fused: true };
+        let (y, state) =
+            selective_scan(x.clone(), delta.clone(), a.clone(), b.clone(), c.clone(), initial.clone(), spec);
+        let of_output = (y.clone() * tensor(&w, of_channels, &device, dtype)).sum();
+        let of_state = (state.clone() * tensor(&w_state, of_states, &device, dtype)).sum();
+        let loss = match uses {
+            [true, false] => of_output,
+            [false, true] => of_state,
+            _ => of_output + of_state,
+        };
+        let gradients = loss.backward();
+        let mut results = vec![
+            ("y", values(&y)),
+            ("state", values(&state)),
+            ("x", gradient(&x, &gradients)),
+            ("delta", gradient(&delta, &gradients)),
+            ("a", gradient(&a, &gradients)),
+            ("b", gradient(&b, &gradients)),
+            ("c", gradient(&c, &gradients)),
+        ];
+        results.extend(initial.map(|initial| ("initial state", gradient(&initial, &gradients))));
+        results
+    });
+}
+
+#[test]
+fn selective_scans_match_the_portable_form() {
+    let many: Vec<usize> = (0..=70).collect();
+    // One step, one number a state, odd sizes, several chunks, blocks of channels and of states;
+    // sequences that end in, between and over tiles and chunks.
+    let cases: [([usize; 4], Option<&[usize]>); 10] = [
+        ([2, 1, 3, 2], None),
+        ([1, 3, 1, 1], None),
+        ([2, 37, 5, 3], None),
+        ([1, 130, 40, 16], None),
+        ([1, 33, 33, 17], None),
+        ([1, 20, 4, 40], None),
+        ([1, 70, 3, 4], Some(&many)),
+        ([1, 100, 6, 5], Some(&[0, 1, 4, 32, 33, 99, 100])),
+        ([1, 150, 34, 16], Some(&[0, 70, 71, 73, 150])),
+        ([1, 8, 2, 2], Some(&[0, 8])),
+    ];
+    for (dims, boundaries) in cases {
+        selective(dims, boundaries, false, [true, false]);
+        selective(dims, boundaries, true, [true, true]);
+    }
+}
+
+#[test]
+fn selective_steps_match_the_portable_form() {
+    for [batch, channels, size] in [[1, 1, 1], [2, 5, 3], [3, 40, 16], [1, 7, 6]] {
+        let [x, delta, a, b, c, state, ..] = selective_numbers([batch, 1, channels, size], batch);
+        for is_held in [false, true] {
+            check(&format!("a step of {batch} x {channels} x {size}"), 1e-6, |device, dtype| {
+                let [x, delta] = [&x, &delta].map(|x| tensor(x, [batch, channels], device, dtype));
+                let a = tensor(&a, [channels, size], device, dtype);
+                let [b, c] = [&b, &c].map(|x| tensor(x, [batch, size], device, dtype));
+                let state = tensor(&state, [batch, channels, size], device, dtype);
+                // What somebody else holds stays as it was.
+                let held = is_held.then(|| state.clone());
+                let (y, new) = selective_scan_step(x, delta, a, b, c, state, true);
+                let mut results = vec![("y", values(&y)), ("state", values(&new))];
+                results.extend(held.map(|held| ("the old state", values(&held))));
+                results
+            });
         }
     }
 }

@@ -4,6 +4,8 @@
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
 use super::{SelectiveArguments, SelectiveSpec, SelectiveStep, portable};
+#[cfg(feature = "cubecl")]
+use super::{SixTensors, cube};
 use crate::scan::GradientOf;
 
 /// A backend with selective scans.
@@ -80,4 +82,43 @@ impl SelectiveBackend for burn_ndarray::NdArray {}
 impl SelectiveBackend for burn_flex::Flex {}
 
 #[cfg(feature = "cubecl")]
-impl SelectiveBackend for burn_cubecl::CubeBackend {}
+impl SelectiveBackend for burn_cubecl::CubeBackend {
+    fn selective_scan(
+        x: FloatTensor<Self>,
+        delta: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: SelectiveSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::forward::<Self>(SelectiveArguments { x, delta, a, b, c, initial_state }, &spec)
+    }
+
+    fn selective_scan_backward(
+        x: FloatTensor<Self>,
+        delta: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: SelectiveSpec,
+    ) -> SixTensors<Self> {
+        let arguments = SelectiveArguments { x, delta, a, b, c, initial_state };
+        cube::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
+    }
+
+    fn selective_scan_step(
+        x: FloatTensor<Self>,
+        delta: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        fused: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::step::<Self>(SelectiveStep { x, delta, a, b, c, state }, fused)
+    }
+}

@@ -2,6 +2,8 @@
 
 mod autodiff;
 mod backend;
+#[cfg(feature = "cubecl")]
+mod cube;
 mod portable;
 mod spec;
 

@@ -4,9 +4,9 @@ use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::{Plan, Problem, carries::Chunks, decay};
+use super::{Plan, Problem};
 use crate::{
-    cube::{Sequence, absent, address, allocate, boundaries_of, element, grid},
+    cube::{Chunks, Sequence, absent, address, allocate, boundaries_of, decay, element, grid},
     scan::GradientOf,
 };
 
@@ -33,7 +33,7 @@ pub(super) fn run(
         true => allocate(&output, initial_state.shape(), initial_state.dtype),
         false => allocate(&output, [problem.line], initial_state.dtype),
     };
-    let chunks = Chunks::new(problem, &output);
+    let chunks = Chunks::new(&output, problem.chunks_shape());
     let (count, cube) = grid(&output, problem.units());
     let carries = if problem.plan.has_carries {
         // SAFETY: a unit has steps of a row of the batch and a line of its channels.
@@ -57,7 +57,7 @@ pub(super) fn run(
                 [element(&log_decay), element(&gradient)],
             );
         }
-        chunks.into_carries(problem, true)
+        chunks.into_carries(true)
     } else {
         chunks.ends
     };

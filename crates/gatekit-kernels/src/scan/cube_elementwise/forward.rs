@@ -4,8 +4,8 @@ use burn::{backend::TensorMetadata, tensor::DType};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::{Plan, Problem, carries::Chunks, decay};
-use crate::cube::{Sequence, address, allocate, boundaries_of, element, grid};
+use super::{Plan, Problem};
+use crate::cube::{Chunks, Sequence, address, allocate, boundaries_of, decay, element, grid};
 
 /// States of every step, and the final states.
 pub(super) fn run(
@@ -19,7 +19,7 @@ pub(super) fn run(
     let output = allocate(x, x.shape(), x.dtype);
     let state = allocate(x, [sequences, problem.dim], DType::F32);
     let elements = [element(x), element(log_decay), element(initial_state)];
-    let chunks = Chunks::new(problem, x);
+    let chunks = Chunks::new(x, problem.chunks_shape());
     let (count, cube) = grid(x, problem.units());
     let carries = if problem.plan.has_carries {
         // SAFETY: a unit has steps of a row of the batch and a line of its channels.
@@ -43,7 +43,7 @@ pub(super) fn run(
                 elements,
             );
         }
-        chunks.into_carries(problem, false)
+        chunks.into_carries(false)
     } else {
         chunks.ends
     };

@@ -6,12 +6,10 @@
 //! another; the chunks again, now from these states. The backward pass is the same in reverse.
 
 mod backward;
-mod carries;
 mod forward;
 
 use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
 
 use super::{ElementwiseSpec, GradientOf, portable};
 use crate::cube::{into_contiguous, is_fused, line};
@@ -67,6 +65,10 @@ impl Problem {
         self.time.div_ceil(self.steps)
     }
 
+    fn chunks_shape(&self) -> [usize; 3] {
+        [self.batch, self.chunks(), self.dim]
+    }
+
     /// Units that walk over a chunk each.
     fn units(&self) -> usize {
         self.batch * self.chunks() * self.lines()
@@ -114,11 +116,4 @@ pub(super) fn elementwise_backward<B: Backend<FloatTensorPrimitive = CubeTensor>
     let problem = Problem::new(&output, spec, &[&output, &log_decay, &initial_state, &gradient]);
     let arguments = backward::Arguments { output, log_decay, initial_state, gradient, of };
     backward::run(&problem, arguments, spec.boundaries.as_deref())
-}
-
-/// Exactly 0 for a log decay of minus infinity, on every device.
-#[cube]
-fn decay<N: Size>(log_decay: Vector<f32, N>) -> Vector<f32, N> {
-    let is_zero = log_decay.less_than(&Vector::new(-200.0));
-    select_many(is_zero, Vector::new(0.0), log_decay.exp())
 }

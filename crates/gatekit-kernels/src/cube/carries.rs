@@ -1,42 +1,43 @@
-//! What each chunk gets from those before it, or after it.
+//! What each chunk of an elementwise recurrence gets from those before it, or after it.
 
-use burn::tensor::DType;
+use burn::{backend::TensorMetadata, tensor::DType};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::Problem;
-use crate::cube::{address, allocate, grid};
+use super::{address, allocate, grid, line};
 
-/// What a chunk makes of what it gets: `decays * carry + ends`, each `[batch, chunks, dim]`.
-pub(super) struct Chunks {
+/// What a chunk makes of what it gets: `decays * carry + ends`, each `[batch, chunks, dim]` in float32.
+pub(crate) struct Chunks {
     pub decays: CubeTensor,
     pub ends: CubeTensor,
 }
 
 impl Chunks {
     /// To be written.
-    pub fn new(problem: &Problem, like: &CubeTensor) -> Self {
-        let shape = [problem.batch, problem.chunks(), problem.dim];
+    pub fn new(like: &CubeTensor, shape: [usize; 3]) -> Self {
         Self { decays: allocate(like, shape, DType::F32), ends: allocate(like, shape, DType::F32) }
     }
 
     /// What every chunk gets, the first zero, from first to last or the other way.
-    pub fn into_carries(self, problem: &Problem, is_reverse: bool) -> CubeTensor {
+    pub fn into_carries(self, is_reverse: bool) -> CubeTensor {
         let Self { decays, ends } = self;
-        let (count, cube) = grid(&ends, problem.batch * problem.lines());
-        // SAFETY: a unit has a row of the batch and a line of its channels, and all of its chunks.
+        let shape = ends.shape();
+        let (batch, chunks, dim) = (shape[0], shape[1], shape[2]);
+        let line = line(dim, &[&ends]);
+        let (count, cube) = grid(&ends, batch * dim / line);
+        // SAFETY: a unit has a row of the batch and a line of its elements, and all of its chunks.
         unsafe {
             carries_kernel::launch_unchecked(
                 &ends.client,
                 count,
                 cube,
                 address(&[&ends]),
-                problem.line,
-                decays.clone().into_buffer_arg(),
+                line,
+                decays.into_buffer_arg(),
                 ends.clone().into_buffer_arg(),
-                problem.batch,
-                problem.chunks(),
-                problem.lines(),
+                batch,
+                chunks,
+                dim / line,
                 is_reverse,
             );
         }
