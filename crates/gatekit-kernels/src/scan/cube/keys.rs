@@ -406,7 +406,7 @@ fn to_columns(
 /// The unit's part of the sums over value channels of states times gradients: four of a slab's, for channel `unit / 4`.
 #[cube]
 fn dot<S: Float, N: Size>(states: &[Vector<S, N>], gradients: &[Vector<S, N>], tile: &Tile) -> f32 {
-    let width = comptime!(N::value());
+    let width = N::value();
     let row = UNIT_POS as usize / comptime!(UNITS / CHANNELS);
     let first = UNIT_POS as usize % comptime!(UNITS / CHANNELS) * comptime!(SLAB * CHANNELS / UNITS);
     let mut sum = 0.0f32;

@@ -51,7 +51,7 @@ pub(crate) fn load<F: Float, N: Size, E: Float>(
     at: usize,
     #[comptime] shape: TileShape,
 ) {
-    let width = comptime!(N::value());
+    let width = N::value();
     let vectors = comptime!(shape.cols / width);
     let total = comptime!(shape.rows * vectors);
     #[unroll]
