@@ -17,7 +17,7 @@ use cubecl::{
 
 pub(crate) use burn_cubecl::kernel::into_contiguous;
 pub(crate) use carries::Chunks;
-pub(crate) use sequences::{Sequence, boundaries_of};
+pub(crate) use sequences::{Boundaries, Sequence};
 pub(crate) use sums::sum_rows;
 
 /// Whether the kernels compute with these elements: they read and write the type they are stored

@@ -1,20 +1,31 @@
 //! Packed sequences in a kernel: where the sequence of a step begins and ends.
 
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
+use cubecl::{prelude::*, server::Handle};
 
-/// The boundaries `[0, .., time]` of packed sequences on the device of `x`; any buffer where there
-/// are none, which a kernel for rows of one sequence each does not read.
-pub(crate) fn boundaries_of(x: &CubeTensor, boundaries: Option<&[usize]>) -> BufferArg {
-    match boundaries {
-        Some(boundaries) => {
-            let steps: Vec<u32> = boundaries.iter().map(|step| *step as u32).collect();
-            let handle = x.client.create_from_slice(u32::as_bytes(&steps));
-            // SAFETY: the buffer was made of as many numbers.
-            unsafe { BufferArg::from_raw_parts(handle, steps.len()) }
+/// The boundaries `[0, .., time]` of packed sequences in the memory of a device; without any, other
+/// memory, which a kernel for rows of one sequence each does not read.
+pub(crate) struct Boundaries {
+    handle: Handle,
+    count: usize,
+}
+
+impl Boundaries {
+    /// On the device of `x`.
+    pub fn new(x: &CubeTensor, boundaries: Option<&[usize]>) -> Self {
+        match boundaries {
+            Some(boundaries) => {
+                let steps: Vec<u32> = boundaries.iter().map(|step| *step as u32).collect();
+                Self { handle: x.client.create_from_slice(u32::as_bytes(&steps)), count: steps.len() }
+            }
+            None => Self { handle: x.handle.clone(), count: 1 },
         }
-        // SAFETY: every tensor has an element, and none is read.
-        None => unsafe { BufferArg::from_raw_parts(x.handle.clone(), 1) },
+    }
+
+    /// For a kernel.
+    pub fn argument(&self) -> BufferArg {
+        // SAFETY: the memory was made of as many numbers, or none of them is read.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.count) }
     }
 }
 

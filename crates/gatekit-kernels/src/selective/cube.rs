@@ -8,6 +8,7 @@
 mod backward;
 mod chunks;
 mod forward;
+mod gradients;
 mod step;
 
 use burn::{
@@ -15,7 +16,6 @@ use burn::{
     tensor::DType,
 };
 use burn_cubecl::{kernel::cast, tensor::CubeTensor};
-use cubecl::prelude::*;
 
 use super::{SelectiveArguments, SelectiveSpec};
 use crate::cube::{into_contiguous, is_fused};
@@ -93,10 +93,4 @@ impl Problem {
             has_carries: steps < self.time,
         }
     }
-}
-
-/// `exp(delta a)`: exactly 0 for an exponent of minus infinity, on every device.
-#[cube]
-fn decay(exponent: f32) -> f32 {
-    select(exponent < -200.0f32, 0.0f32, exponent.exp())
 }

@@ -12,8 +12,7 @@ use super::{Plan, Problem, filters, input, preactivation};
 use crate::{
     conv::{ConvolutionArguments, ConvolutionSpec, portable},
     cube::{
-        Sequence, absent, address, allocate, boundaries_of, element, grid, into_contiguous, is_fused,
-        sum_rows,
+        Boundaries, Sequence, absent, address, allocate, element, grid, into_contiguous, is_fused, sum_rows,
     },
     gate::{Activation, functions},
 };
@@ -30,7 +29,7 @@ pub(crate) fn backward<B: Backend<FloatTensorPrimitive = CubeTensor>>(
         return portable::backward(arguments, gradient, spec);
     };
     let gradient = into_contiguous(gradient);
-    let boundaries = boundaries_of(&problem.x, spec.boundaries.as_deref());
+    let boundaries = Boundaries::new(&problem.x, spec.boundaries.as_deref());
     let (count, cube) = grid(&problem.x, problem.walks() * problem.plan.lines);
     let walks = problem.walks();
     let Problem { x, weight, bias, state, batch, time, channels, line, plan } = problem;
@@ -56,7 +55,7 @@ pub(crate) fn backward<B: Backend<FloatTensorPrimitive = CubeTensor>>(
             bias.clone().into_buffer_arg(),
             state.clone().into_buffer_arg(),
             gradient.clone().into_buffer_arg(),
-            boundaries,
+            boundaries.argument(),
             dx.clone().into_buffer_arg(),
             dweight.clone().into_buffer_arg(),
             dbias.clone().into_buffer_arg(),

@@ -7,7 +7,7 @@ use cubecl::{ir::ElemType, prelude::*};
 use super::{Plan, Problem, filters, input, preactivation};
 use crate::{
     conv::{ConvolutionArguments, ConvolutionSpec, portable},
-    cube::{Sequence, address, allocate, boundaries_of, element, grid},
+    cube::{Boundaries, Sequence, address, allocate, element, grid},
     gate::{Activation, functions},
 };
 
@@ -19,7 +19,7 @@ pub(crate) fn forward<B: Backend<FloatTensorPrimitive = CubeTensor>>(
     let Some(problem) = Problem::new(&arguments, spec, 4) else {
         return portable::forward(arguments, spec);
     };
-    let boundaries = boundaries_of(&problem.x, spec.boundaries.as_deref());
+    let boundaries = Boundaries::new(&problem.x, spec.boundaries.as_deref());
     let (count, cube) = grid(&problem.x, problem.walks() * problem.plan.lines);
     let Problem { x, weight, bias, state, batch, time, line, plan, .. } = problem;
     let y = allocate(&x, x.shape(), x.dtype);
@@ -36,7 +36,7 @@ pub(crate) fn forward<B: Backend<FloatTensorPrimitive = CubeTensor>>(
             weight.clone().into_buffer_arg(),
             bias.clone().into_buffer_arg(),
             state.clone().into_buffer_arg(),
-            boundaries,
+            boundaries.argument(),
             y.clone().into_buffer_arg(),
             batch,
             time,

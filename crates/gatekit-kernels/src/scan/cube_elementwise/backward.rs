@@ -6,7 +6,7 @@ use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem};
 use crate::{
-    cube::{Chunks, Sequence, absent, address, allocate, boundaries_of, decay, element, grid},
+    cube::{Boundaries, Chunks, Sequence, absent, address, allocate, decay, element, grid},
     scan::GradientOf,
 };
 
@@ -34,6 +34,7 @@ pub(super) fn run(
         false => allocate(&output, [problem.line], initial_state.dtype),
     };
     let chunks = Chunks::new(&output, problem.chunks_shape());
+    let boundaries = Boundaries::new(&output, boundaries);
     let (count, cube) = grid(&output, problem.units());
     let carries = if problem.plan.has_carries {
         // SAFETY: a unit has steps of a row of the batch and a line of its channels.
@@ -46,7 +47,7 @@ pub(super) fn run(
                 problem.line,
                 log_decay.clone().into_buffer_arg(),
                 gradient.clone().into_buffer_arg(),
-                boundaries_of(&output, boundaries),
+                boundaries.argument(),
                 chunks.decays.clone().into_buffer_arg(),
                 chunks.ends.clone().into_buffer_arg(),
                 problem.time,
@@ -73,7 +74,7 @@ pub(super) fn run(
             log_decay.clone().into_buffer_arg(),
             initial_state.clone().into_buffer_arg(),
             gradient.clone().into_buffer_arg(),
-            boundaries_of(&output, boundaries),
+            boundaries.argument(),
             carries.into_buffer_arg(),
             dx.clone().into_buffer_arg(),
             dlog_decay.clone().into_buffer_arg(),

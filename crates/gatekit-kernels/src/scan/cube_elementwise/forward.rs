@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plan, Problem};
-use crate::cube::{Chunks, Sequence, address, allocate, boundaries_of, decay, element, grid};
+use crate::cube::{Boundaries, Chunks, Sequence, address, allocate, decay, element, grid};
 
 /// States of every step, and the final states.
 pub(super) fn run(
@@ -20,6 +20,7 @@ pub(super) fn run(
     let state = allocate(x, [sequences, problem.dim], DType::F32);
     let elements = [element(x), element(log_decay), element(initial_state)];
     let chunks = Chunks::new(x, problem.chunks_shape());
+    let boundaries = Boundaries::new(x, boundaries);
     let (count, cube) = grid(x, problem.units());
     let carries = if problem.plan.has_carries {
         // SAFETY: a unit has steps of a row of the batch and a line of its channels.
@@ -33,7 +34,7 @@ pub(super) fn run(
                 x.clone().into_buffer_arg(),
                 log_decay.clone().into_buffer_arg(),
                 initial_state.clone().into_buffer_arg(),
-                boundaries_of(x, boundaries),
+                boundaries.argument(),
                 chunks.decays.clone().into_buffer_arg(),
                 chunks.ends.clone().into_buffer_arg(),
                 problem.time,
@@ -58,7 +59,7 @@ pub(super) fn run(
             x.clone().into_buffer_arg(),
             log_decay.clone().into_buffer_arg(),
             initial_state.clone().into_buffer_arg(),
-            boundaries_of(x, boundaries),
+            boundaries.argument(),
             carries.into_buffer_arg(),
             output.clone().into_buffer_arg(),
             state.clone().into_buffer_arg(),

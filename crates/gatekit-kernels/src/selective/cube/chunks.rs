@@ -3,12 +3,12 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::{KEPT, Plan, Problem, decay};
-use crate::cube::{Chunks, Sequence, address, boundaries_of, element, grid};
+use super::{KEPT, Plan, Problem};
+use crate::cube::{Boundaries, Chunks, Sequence, address, decay, element, grid, line};
 
 /// The states that chunks get, and the gradients of their last states that they get from later ones.
 pub(super) struct Carries {
-    /// `[batch, chunks, size, channels]`, as all here.
+    /// `[batch, chunks, channels * size]`, as the gradients.
     pub states: CubeTensor,
     pub gradients: Option<CubeTensor>,
 }
@@ -20,11 +20,11 @@ impl Carries {
         problem: &Problem,
         plan: Plan,
         gradient: Option<(&CubeTensor, bool)>,
-        boundaries: Option<&[usize]>,
+        boundaries: &Boundaries,
     ) -> Self {
         let Problem { x, delta, a, b, c, initial_state, batch, time, .. } = problem;
         let count = time.div_ceil(plan.steps);
-        let shape = [*batch, count, plan.size * plan.channels];
+        let shape = [*batch, count, plan.channels * plan.size];
         let chunks = Chunks::new(x, shape);
         // Any other memory where there are no gradients.
         let handed = match gradient {
@@ -33,8 +33,10 @@ impl Carries {
         };
         if plan.has_carries {
             let (given, of_state) = gradient.unwrap_or((x, false));
-            let blocks = plan.size.div_ceil(KEPT);
-            let (cubes, cube) = grid(x, batch * count * blocks * plan.channels);
+            let line = line(plan.size, &[a, b, c]);
+            let lines = plan.size / line;
+            let own = lines.min(KEPT / line);
+            let (cubes, cube) = grid(x, batch * count * lines.div_ceil(own) * plan.channels);
             // SAFETY: a unit has steps of a row of the batch, a channel and some of its states.
             unsafe {
                 chunks_kernel::launch_unchecked(
@@ -42,6 +44,7 @@ impl Carries {
                     cubes,
                     cube,
                     address(&[x, delta, b, &chunks.ends]),
+                    line,
                     x.clone().into_buffer_arg(),
                     delta.clone().into_buffer_arg(),
                     a.clone().into_buffer_arg(),
@@ -49,12 +52,13 @@ impl Carries {
                     c.clone().into_buffer_arg(),
                     initial_state.clone().into_buffer_arg(),
                     given.clone().into_buffer_arg(),
-                    boundaries_of(x, boundaries),
+                    boundaries.argument(),
                     chunks.decays.clone().into_buffer_arg(),
                     chunks.ends.clone().into_buffer_arg(),
                     handed.clone().into_buffer_arg(),
                     *batch,
                     *time,
+                    own,
                     gradient.is_some(),
                     of_state,
                     plan,
@@ -70,46 +74,48 @@ impl Carries {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn chunks_kernel<X: Float, D: Float, B: Float, C: Float, G: Float>(
+fn chunks_kernel<X: Float, D: Float, B: Float, C: Float, G: Float, N: Size>(
     x: &[X],
     delta: &[D],
-    a: &[f32],
-    b: &[B],
-    c: &[C],
-    initial_state: &[f32],
+    a: &[Vector<f32, N>],
+    b: &[Vector<B, N>],
+    c: &[Vector<C, N>],
+    initial_state: &[Vector<f32, N>],
     gradient: &[G],
     boundaries: &[u32],
-    decays: &mut [f32],
-    ends: &mut [f32],
-    handed: &mut [f32],
+    decays: &mut [Vector<f32, N>],
+    ends: &mut [Vector<f32, N>],
+    handed: &mut [Vector<f32, N>],
     batch: usize,
     time: usize,
+    #[comptime] own: usize,
     #[comptime] has_gradient: bool,
     #[comptime] of_state: bool,
     #[comptime] plan: Plan,
     #[define(X, D, B, C, G)] _elements: [ElemType; 5],
 ) {
-    let own = comptime![plan.size.min(KEPT)];
-    let blocks = comptime![plan.size.div_ceil(own)];
+    let width = N::value();
+    let lines = comptime![plan.size / width];
+    let blocks = comptime![lines.div_ceil(own)];
     let chunks = time.div_ceil(plan.steps);
     let channel = ABSOLUTE_POS % plan.channels;
     let start = ABSOLUTE_POS / plan.channels % blocks * own;
     let chunk = ABSOLUTE_POS / comptime![plan.channels * blocks] % chunks;
     let row = ABSOLUTE_POS / comptime![plan.channels * blocks] / chunks;
     if row < batch {
-        let mut rates = Array::<f32>::new(own);
-        let mut states = Array::<f32>::new(own);
-        let mut products = Array::<f32>::new(own);
-        let mut gradients = Array::<f32>::new(own);
+        let mut rates = Array::<Vector<f32, N>>::new(own);
+        let mut states = Array::<Vector<f32, N>>::new(own);
+        let mut products = Array::<Vector<f32, N>>::new(own);
+        let mut gradients = Array::<Vector<f32, N>>::new(own);
         #[unroll]
         for index in 0..own {
-            rates[index] = 0.0;
-            if start + index < plan.size {
-                rates[index] = a[channel * plan.size + start + index];
+            rates[index] = Vector::new(0.0);
+            if start + index < lines {
+                rates[index] = a[channel * lines + start + index];
             }
-            states[index] = 0.0;
-            products[index] = 1.0;
-            gradients[index] = 0.0;
+            states[index] = Vector::new(0.0);
+            products[index] = Vector::new(1.0);
+            gradients[index] = Vector::new(0.0);
         }
 
         let first = chunk * plan.steps;
@@ -117,35 +123,40 @@ fn chunks_kernel<X: Float, D: Float, B: Float, C: Float, G: Float>(
         for step in first..min(time, first + plan.steps) {
             sequence.follow(step, boundaries, plan.is_packed);
             let place = row * time + step;
-            let x_step = f32::cast_from(x[place * plan.channels + channel]);
-            let delta_step = f32::cast_from(delta[place * plan.channels + channel]);
-            let mut dy = 0.0f32;
+            let x_step = Vector::<f32, N>::new(f32::cast_from(x[place * plan.channels + channel]));
+            let delta_step = Vector::<f32, N>::new(f32::cast_from(delta[place * plan.channels + channel]));
+            let mut dy = Vector::<f32, N>::new(0.0);
             if has_gradient && !of_state {
-                dy = f32::cast_from(gradient[place * plan.channels + channel]);
+                dy = Vector::new(f32::cast_from(gradient[place * plan.channels + channel]));
             }
-            let own_state = (sequence.index * plan.channels + channel) * plan.size + start;
+            let own_state = (sequence.index * plan.channels + channel) * lines + start;
             #[unroll]
             for index in 0..own {
-                if start + index < plan.size {
-                    let mut kept = decay(delta_step * rates[index]);
-                    let mut added = x_step * f32::cast_from(b[place * plan.size + start + index]);
+                if start + index < lines {
+                    let mut kept = decay::<N>(delta_step * rates[index]);
+                    let mut added = x_step * Vector::cast_from(b[place * lines + start + index]);
                     if step == sequence.start {
                         // The initial state enters here, and nothing else passes.
                         if plan.has_initial_state {
                             added += kept * initial_state[own_state + index];
                         }
-                        kept = 0.0;
+                        kept = Vector::new(0.0);
                     }
                     states[index] = kept * states[index] + added;
                     products[index] *= kept;
                     if has_gradient {
                         if of_state {
                             if step + 1 == sequence.end {
-                                let of_last = f32::cast_from(gradient[own_state + index]);
+                                let mut of_last = Vector::<f32, N>::new(0.0);
+                                #[unroll]
+                                for lane in 0..width {
+                                    let number = gradient[(own_state + index) * width + lane];
+                                    of_last.insert(lane, f32::cast_from(number));
+                                }
                                 gradients[index] += products[index] * of_last;
                             }
                         } else {
-                            let c_step = f32::cast_from(c[place * plan.size + start + index]);
+                            let c_step = Vector::<f32, N>::cast_from(c[place * lines + start + index]);
                             gradients[index] += products[index] * c_step * dy;
                         }
                     }
@@ -155,8 +166,8 @@ fn chunks_kernel<X: Float, D: Float, B: Float, C: Float, G: Float>(
 
         #[unroll]
         for index in 0..own {
-            if start + index < plan.size {
-                let place = ((row * chunks + chunk) * plan.size + start + index) * plan.channels + channel;
+            if start + index < lines {
+                let place = ((row * chunks + chunk) * plan.channels + channel) * lines + start + index;
                 decays[place] = products[index];
                 ends[place] = states[index];
                 if has_gradient {
