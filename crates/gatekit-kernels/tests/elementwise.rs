@@ -33,13 +33,13 @@ impl Case {
         let mut numbers = Numbers((batch + 3 * time + 7 * dim) as u64);
         let states = boundaries.map_or(batch, |b| b.len() - 1) * dim;
         // Log decays from 0 over mild ones to resets.
-        let decays = numbers.many(batch * time * dim).iter().map(|z| match z {
+        let decay = |z: f64| match z {
             z if z.abs() < 0.05 => 0.0,
-            z if *z > 0.95 => f64::NEG_INFINITY,
-            z if *z < -0.95 => -1e4,
+            z if z > 0.95 => f64::NEG_INFINITY,
+            z if z < -0.95 => -1e4,
             z => f64::from(-(3.0 * z - 2.0).exp() as f32),
-        });
-        let decays = decays.collect();
+        };
+        let decays = numbers.many(batch * time * dim).into_iter().map(decay).collect();
         let inputs =
             vec![numbers.many(batch * time * dim), decays, numbers.many(if initial { states } else { 0 })];
         let weights = [numbers.many(batch * time * dim), numbers.many(states)];
