@@ -1,4 +1,6 @@
 //! `mamba-icl`: the selective scan, alone with its projections and in Mamba's mixer.
+// Parameters have the names they are published under, `A_log` and `D` among them.
+#![allow(non_snake_case)]
 
 use burn::{
     module::{Module, Param},
@@ -27,7 +29,6 @@ pub const ROWS: &[Row] = &[
 
 /// The parameters of `selective-ssm`, which project every token.
 #[derive(Module, Debug)]
-#[allow(non_snake_case, reason = "the case's names")]
 struct Projections {
     W: Param<Tensor<2>>,
     W_B: Param<Tensor<2>>,
@@ -73,7 +74,6 @@ fn run_selective_ssm(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 
 /// The parameters of Mamba's mixer under their published names.
 #[derive(Module, Debug)]
-#[allow(non_snake_case, reason = "published names")]
 struct Mixer {
     in_proj: Linear,
     conv1d: ShortConvolution,
