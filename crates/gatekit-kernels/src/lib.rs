@@ -15,6 +15,8 @@
 #![allow(deprecated)]
 
 pub mod conv;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod float;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
@@ -23,9 +25,13 @@ mod loops;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod memory;
 pub mod norm;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod pieces;
 mod precision;
+mod prefix;
 mod primitive;
 pub mod scan;
+pub mod selective;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod simd;
 
