@@ -3,7 +3,10 @@
 use rayon::prelude::*;
 
 use super::scratch::{Arena, LINE, with_scratch};
-use crate::simd::{Kernel, Level, Simd};
+use crate::{
+    float::Float,
+    simd::{Kernel, Level, Simd},
+};
 
 /// Time steps that are copied to scratch memory and scanned together: few enough for the first-level cache.
 pub(super) const STEPS: usize = 32;
@@ -51,6 +54,9 @@ impl Blocks {
 
 /// A numbered set of independent jobs, generic over the vector width.
 pub(super) trait Task: Sync {
+    /// What it computes in.
+    type Float: Float;
+
     /// Lengths of the pieces of scratch memory that the largest job takes.
     fn scratch(&self) -> Vec<usize>;
 
@@ -58,19 +64,21 @@ pub(super) trait Task: Sync {
     ///
     /// # Safety
     /// To be called through [`for_each`] only, each index once.
-    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena);
+    unsafe fn run<S: Simd<Float = Self::Float>>(&self, index: usize, arena: Arena<Self::Float>);
 }
 
 /// One job of a task, with its scratch memory.
-struct Job<'a, T> {
+struct Job<'a, T: Task> {
     task: &'a T,
     index: usize,
-    arena: Arena<'a>,
+    arena: Arena<'a, T::Float>,
 }
 
 impl<T: Task> Kernel for Job<'_, T> {
+    type Float = T::Float;
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd<Float = T::Float>>(self) {
         unsafe { self.task.run::<S>(self.index, self.arena) }
     }
 }
