@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use crate::{float::Float, simd::Target};
+
 /// Jobs that are wanted: some for each of many threads, so that they end together.
 const JOBS: usize = 32;
 
@@ -38,6 +40,17 @@ pub(crate) struct Cut {
     pub blocks: Vec<Range<usize>>,
 }
 
+/// A group of pieces and a block of channels.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// The group's number.
+    pub group: usize,
+    pub pieces: &'a [Piece],
+    /// The block's number.
+    pub block: usize,
+    pub channels: Range<usize>,
+}
+
 impl Cut {
     /// Cuts `sequences`, given by their rows, of `channels` channels. Blocks have `narrowest` channels or a multiple,
     /// up to `widest`.
@@ -51,7 +64,7 @@ impl Cut {
         let mut pieces = vec![];
         for (sequence, rows) in sequences.iter().enumerate() {
             let steps = if parts == 1 { rows.len() } else { rows.len().div_ceil(parts).max(FEWEST_STEPS) };
-            for from in rows.clone().step_by(steps.max(1)) {
+            for from in rows.clone().step_by(steps) {
                 pieces.push(Piece {
                     index: pieces.len(),
                     sequence,
@@ -68,11 +81,6 @@ impl Cut {
         Self { pieces, groups, blocks }
     }
 
-    /// Whether a sequence is in several pieces, whose starts depend on one another.
-    pub fn is_split(&self) -> bool {
-        self.pieces.iter().any(|piece| !piece.last)
-    }
-
     /// All jobs.
     pub fn jobs(&self) -> impl Iterator<Item = Job<'_>> {
         self.groups.iter().enumerate().flat_map(move |(group, pieces)| {
@@ -81,15 +89,101 @@ impl Cut {
             blocks.map(move |(block, channels)| Job { group, pieces, block, channels })
         })
     }
+
+    /// Whether a sequence is in several pieces, whose starts depend on one another.
+    fn is_split(&self) -> bool {
+        self.pieces.iter().any(|piece| !piece.last)
+    }
 }
 
-/// A group of pieces and a block of channels.
+/// The states that pieces start from; in reverse, the gradients of those they end with.
 #[derive(Debug)]
-pub(crate) struct Job<'a> {
-    /// The group's number.
-    pub group: usize,
-    pub pieces: &'a [Piece],
-    /// The block's number.
-    pub block: usize,
-    pub channels: Range<usize>,
+pub(crate) enum States<'a, F> {
+    /// Of whole sequences; zeros where there are none.
+    Whole(Option<&'a [F]>),
+    /// Of pieces.
+    Pieces(Vec<F>),
+}
+
+impl<'a, F: Float> States<'a, F> {
+    /// States of `len` numbers. Sequences start from those of `edge`.
+    ///
+    /// Where sequences are cut in time, `own` scans all pieces from zero, at once. A piece multiplies the state it
+    /// starts from by its decay, `decay(piece, number)`, and adds what it comes to from zero: linking the pieces is a
+    /// short recurrence. In reverse it runs from the last piece to the first. Decays are products of the decays of
+    /// steps, never quotients.
+    pub fn link<D: Fn(usize, usize) -> F>(
+        cut: &Cut,
+        len: usize,
+        edge: Option<&'a [F]>,
+        reverse: bool,
+        own: impl FnOnce() -> (Vec<F>, D),
+    ) -> Self {
+        if !cut.is_split() {
+            return Self::Whole(edge);
+        }
+        let (own, decay) = own();
+        let mut states = vec![F::default(); own.len()];
+        for step in 0..cut.pieces.len() {
+            let at = if reverse { cut.pieces.len() - 1 - step } else { step };
+            let piece = &cut.pieces[at];
+            let start = at * len;
+            if if reverse { piece.last } else { piece.first } {
+                if let Some(edge) = edge {
+                    states[start..start + len].copy_from_slice(&edge[piece.sequence * len..][..len]);
+                }
+                continue;
+            }
+            let before = if reverse { at + 1 } else { at - 1 };
+            for number in 0..len {
+                let place = before * len + number;
+                states[start + number] =
+                    states[place].multiply_add::<Target>(decay(before, number), own[place]);
+            }
+        }
+        Self::Pieces(states)
+    }
+
+    /// The state of a piece, `len` numbers; `None` for zeros.
+    #[inline(always)]
+    pub fn of(&self, piece: &Piece, len: usize) -> Option<&[F]> {
+        match self {
+            Self::Whole(states) => states.map(|states| &states[piece.sequence * len..][..len]),
+            Self::Pieces(states) => Some(&states[piece.index * len..][..len]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_covers_every_row_and_channel_once() {
+        for (sequences, channels) in [(vec![0..5000], 7), (vec![0..1, 1..2, 2..900], 200), (vec![0..3], 5000)]
+        {
+            let rows = sequences.last().expect("a sequence").end;
+            let cut = Cut::new(&sequences, channels, 16, 128);
+            let mut met = vec![0; rows * channels];
+            for job in cut.jobs() {
+                for piece in job.pieces {
+                    assert_eq!(cut.pieces[piece.index], *piece);
+                    let sequence = &sequences[piece.sequence];
+                    assert_eq!(piece.first, piece.rows.start == sequence.start);
+                    assert_eq!(piece.last, piece.rows.end == sequence.end);
+                    for row in piece.rows.clone() {
+                        job.channels.clone().for_each(|channel| met[row * channels + channel] += 1);
+                    }
+                }
+            }
+            assert!(met.iter().all(|count| *count == 1));
+        }
+    }
+
+    #[test]
+    fn few_channels_are_cut_in_time() {
+        assert!(Cut::new(&[0..5000], 7, 16, 128).is_split());
+        assert!(!Cut::new(&[0..200], 7, 16, 128).is_split());
+        assert!(!Cut::new(&[0..5000], 1024, 16, 128).is_split());
+    }
 }

@@ -3,12 +3,12 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use super::{carry::States, problem::Problem};
+use super::{carry, problem::Problem};
 use crate::{
     float::{Float, dot},
     loops::{JOB, Loop, run_all},
     memory::{Filling, filled},
-    pieces::Piece,
+    pieces::{Piece, States},
     simd::Arithmetic,
 };
 
@@ -40,8 +40,8 @@ pub(crate) fn backward<F: Float>(
         }
     };
     let cut = problem.cut();
-    let starts = States::starts(problem, &cut);
-    let ends = States::ends(problem, &cut, output, state);
+    let starts = carry::starts(problem, &cut);
+    let ends = carry::ends(problem, &cut, output, state);
     let (inputs, numbers) = (problem.x.len(), problem.b.len());
     let initial = problem.initial_state.map_or(0, <[F]>::len);
     let lens = [
@@ -71,7 +71,8 @@ pub(crate) fn backward<F: Float>(
     // SAFETY: the jobs cover all rows and channels, every block has its rows of the parts of `b` and `c`, every group
     // its part of `a`, and every sequence a first piece.
     let [x, delta, a, b, c, initial_state] = unsafe { filled(lens, fill) };
-    let [a, b, c] = [(a, problem.state_len()), (b, numbers), (c, numbers)].map(|(parts, len)| sum(parts, len));
+    let [a, b, c] =
+        [(a, problem.state_len()), (b, numbers), (c, numbers)].map(|(parts, len)| sum(parts, len));
     Gradients { x, delta, a, b, c, initial_state }
 }
 
@@ -98,7 +99,8 @@ impl<F: Float> Loop for Backward<'_, F> {
         let longest = pieces.iter().map(|piece| piece.rows.len()).max().unwrap_or(0);
         let kept = longest.div_ceil(steps);
         // Of a chunk: the decays of every step, and the states before and after.
-        let (mut decays, mut states) = (vec![F::default(); steps * len], vec![F::default(); (steps + 1) * len]);
+        let (mut decays, mut states) =
+            (vec![F::default(); steps * len], vec![F::default(); (steps + 1) * len]);
         let mut saved = vec![F::default(); kept * len];
         let [mut a, mut da, mut ds, mut part] = [(); 4].map(|()| vec![F::default(); len]);
         let [mut dx, mut ddelta] = [(); 2].map(|()| vec![F::default(); width]);
@@ -111,17 +113,17 @@ impl<F: Float> Loop for Backward<'_, F> {
                 start..piece.rows.end.min(start + steps)
             };
             let chunks = piece.rows.len().div_ceil(steps);
-            starts.load(problem, piece, channels, &mut ds);
+            problem.load_state(starts, piece, channels, &mut ds);
             for index in 0..chunks {
                 saved[index * len..][..len].copy_from_slice(&ds);
                 if index + 1 < chunks {
                     for row in chunk(index) {
-                        self.advance::<A>(row, &a, &mut ds);
+                        problem.advance::<A>(row, channels, &a, &mut ds);
                     }
                 }
             }
 
-            ends.load(problem, piece, channels, &mut ds);
+            problem.load_state(ends, piece, channels, &mut ds);
             for index in (0..chunks).rev() {
                 let rows = chunk(index);
                 states[..len].copy_from_slice(&saved[index * len..][..len]);
@@ -182,21 +184,6 @@ impl<F: Float> Backward<'_, F> {
         }
     }
 
-    /// Advances the states by one step.
-    #[inline(always)]
-    fn advance<A: Arithmetic>(&self, row: usize, a: &[F], s: &mut [F]) {
-        let problem = self.problem;
-        let width = self.channels.len();
-        let x = problem.channels_of(problem.x, row, &self.channels);
-        let delta = problem.channels_of(problem.delta, row, &self.channels);
-        let numbers = s.chunks_exact_mut(width).zip(a.chunks_exact(width));
-        for ((s, a), b) in numbers.zip(problem.numbers_of(problem.b, row)) {
-            for (((s, a), x), delta) in s.iter_mut().zip(a).zip(x).zip(delta) {
-                *s = s.multiply_add::<A>((*delta * *a).exp::<A>(), *x * *b);
-            }
-        }
-    }
-
     /// The states after a step, from those before it, and its decays.
     #[inline(always)]
     fn fill_in<A: Arithmetic>(&self, row: usize, a: &[F], before: &[F], after: &mut [F], decay: &mut [F]) {
@@ -204,7 +191,8 @@ impl<F: Float> Backward<'_, F> {
         let width = self.channels.len();
         let x = problem.channels_of(problem.x, row, &self.channels);
         let delta = problem.channels_of(problem.delta, row, &self.channels);
-        let given = before.chunks_exact(width).zip(a.chunks_exact(width)).zip(problem.numbers_of(problem.b, row));
+        let given =
+            before.chunks_exact(width).zip(a.chunks_exact(width)).zip(problem.numbers_of(problem.b, row));
         let results = after.chunks_exact_mut(width).zip(decay.chunks_exact_mut(width));
         for (((before, a), b), (after, decay)) in given.zip(results) {
             let given = before.iter().zip(a).zip(x).zip(delta);

@@ -2,25 +2,31 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use super::{carry::States, problem::Problem};
+use super::{carry, problem::Problem};
 use crate::{
     float::Float,
     loops::{Loop, run_all},
     memory::{Filling, filled},
-    pieces::Piece,
+    pieces::{Piece, States},
     simd::Arithmetic,
 };
 
 /// Output `[rows, channels]` and final states `[sequences, channels, N]`.
 pub(crate) fn forward<F: Float>(problem: &Problem<F>) -> [Vec<F>; 2] {
     let cut = problem.cut();
-    let starts = States::starts(problem, &cut);
+    let starts = carry::starts(problem, &cut);
     let lens = [problem.x.len(), problem.sequences.len() * problem.state_len()];
     let fill = |places: [&mut [MaybeUninit<F>]; 2]| {
         let [y, finals] = &places.map(Filling::unwritten);
         let starts = &starts;
-        let jobs =
-            cut.jobs().map(|job| Forward { problem, pieces: job.pieces, block: job.channels, starts, y, finals });
+        let jobs = cut.jobs().map(|job| Forward {
+            problem,
+            pieces: job.pieces,
+            block: job.channels,
+            starts,
+            y,
+            finals,
+        });
         run_all(problem.work(), jobs.collect());
     };
     // SAFETY: the jobs cover all rows and channels; every sequence has a last piece.
@@ -45,11 +51,12 @@ impl<F: Float> Loop for Forward<'_, F> {
         let mut y = vec![F::default(); width];
         problem.load(problem.a, &block, &mut a);
         for piece in pieces {
-            starts.load(problem, piece, &block, &mut s);
+            problem.load_state(starts, piece, &block, &mut s);
             for row in piece.rows.clone() {
                 let x = problem.channels_of(problem.x, row, &block);
                 let delta = problem.channels_of(problem.delta, row, &block);
-                let numbers = problem.numbers_of(problem.b, row).iter().zip(problem.numbers_of(problem.c, row));
+                let numbers =
+                    problem.numbers_of(problem.b, row).iter().zip(problem.numbers_of(problem.c, row));
                 y.fill(F::default());
                 for ((s, a), (b, c)) in s.chunks_exact_mut(width).zip(a.chunks_exact(width)).zip(numbers) {
                     step::<F, A>(s, a, x, delta, *b, *c, &mut y);
@@ -60,7 +67,9 @@ impl<F: Float> Loop for Forward<'_, F> {
             if piece.last {
                 problem.store(&s, width, &mut end);
                 // SAFETY: so do those of a sequence's final state.
-                unsafe { finals.write(piece.sequence * problem.state_len() + block.start * problem.size, &end) };
+                unsafe {
+                    finals.write(piece.sequence * problem.state_len() + block.start * problem.size, &end)
+                };
             }
         }
     }

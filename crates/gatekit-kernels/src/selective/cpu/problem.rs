@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{float::Float, pieces::Cut};
+use crate::{
+    float::Float,
+    pieces::{Cut, Piece, States},
+    simd::Arithmetic,
+};
 
 /// Widths of a block of channels: whole cache lines, and so many that what a block keeps of every step (a sum over
 /// its channels for `b` and `c`) is little beside the channels themselves.
@@ -65,7 +69,9 @@ impl<F: Float> Problem<'_, F> {
     /// A block's part of `[channels, N]`, transposed.
     #[inline(always)]
     pub fn load(&self, values: &[F], block: &Range<usize>, to: &mut [F]) {
-        for (channel, numbers) in values.chunks_exact(self.size).skip(block.start).take(block.len()).enumerate() {
+        for (channel, numbers) in
+            values.chunks_exact(self.size).skip(block.start).take(block.len()).enumerate()
+        {
             for (n, number) in numbers.iter().enumerate() {
                 to[n * block.len() + channel] = *number;
             }
@@ -78,6 +84,27 @@ impl<F: Float> Problem<'_, F> {
         for (channel, numbers) in to.chunks_exact_mut(self.size).enumerate() {
             for (n, number) in numbers.iter_mut().enumerate() {
                 *number = from[n * width + channel];
+            }
+        }
+    }
+
+    /// A block's part of the state that a piece starts from, transposed.
+    #[inline(always)]
+    pub fn load_state(&self, states: &States<F>, piece: &Piece, block: &Range<usize>, to: &mut [F]) {
+        match states.of(piece, self.state_len()) {
+            Some(state) => self.load(state, block, to),
+            None => to.fill(F::default()),
+        }
+    }
+
+    /// Advances the states of a block by one step.
+    #[inline(always)]
+    pub fn advance<A: Arithmetic>(&self, row: usize, block: &Range<usize>, a: &[F], s: &mut [F]) {
+        let (x, delta) = (self.channels_of(self.x, row, block), self.channels_of(self.delta, row, block));
+        let states = s.chunks_exact_mut(block.len()).zip(a.chunks_exact(block.len()));
+        for ((s, a), b) in states.zip(self.numbers_of(self.b, row)) {
+            for (((s, a), x), delta) in s.iter_mut().zip(a).zip(x).zip(delta) {
+                *s = s.multiply_add::<A>((*delta * *a).exp::<A>(), *x * *b);
             }
         }
     }
