@@ -1,8 +1,10 @@
-//! The float types that fused loops compute in, float by float: the compiler vectorises the loops.
+//! The float types that fused kernels and loops compute in.
 
-use std::ops::{Add, AddAssign, Mul, Sub};
+use std::ops::{Add, AddAssign, Mul, Neg, Sub};
 
-use crate::simd::{self, Arithmetic, Single};
+use crate::simd::{self, Arithmetic, Simd, Single};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
 
 /// Float32 or float64.
 pub(crate) trait Float:
@@ -15,62 +17,111 @@ pub(crate) trait Float:
     + AddAssign
     + Sub<Output = Self>
     + Mul<Output = Self>
+    + Neg<Output = Self>
     + 'static
 {
+    /// Its vectors.
+    #[cfg(target_arch = "x86_64")]
+    type Avx512: Simd<Float = Self>;
+    /// Its vectors.
+    #[cfg(target_arch = "x86_64")]
+    type Avx2: Simd<Float = Self>;
+
+    /// What [`exp`](simd::exp) is made of: a number that rounds to an integer, left in the low bits of the mantissa,
+    /// when it is added; `log2(e)`; `ln 2` in two parts, of which multiples of the first by a small integer are exact.
+    const ROUND: Self;
+    const LOG2_E: Self;
+    const LN2: [Self; 2];
+    /// Taylor's series of the exponential, `1/n!, .., 1/1!, 1/0!`, for arguments up to `ln(2)/2`.
+    const SERIES: &'static [Self];
+    /// The logarithm of the smallest result.
+    const LOWEST: Self;
+
+    /// The nearest number of this type.
+    fn of(x: f64) -> Self;
+
     /// `self * b + c`.
     fn multiply_add<A: Arithmetic>(self, b: Self, c: Self) -> Self;
 
+    /// `self * 2^n` with n in the low bits of `n`'s representation.
+    fn shift_exponent(self, n: Self) -> Self;
+
     /// `exp(self)` for arguments up to 88, to about one unit in the last place; 0 below the smallest normal float32
     /// or, for float64, float64. NaN stays NaN.
-    fn exp<A: Arithmetic>(self) -> Self;
+    #[inline(always)]
+    fn exp<A: Arithmetic>(self) -> Self {
+        // SAFETY: single floats need no instructions that a processor may lack.
+        unsafe { simd::exp::<Single<A, Self>>(self) }
+    }
+}
+
+/// `1/n!` for n from `N - 1` to 0.
+const fn inverse_factorials<const N: usize>() -> [f64; N] {
+    let mut series = [1.0; N];
+    let mut n = N - 1;
+    while n > 0 {
+        series[n - 1] = series[n] / (N - n) as f64;
+        n -= 1;
+    }
+    series
 }
 
 impl Float for f32 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<f32>;
+
+    const ROUND: f32 = 12_582_912.0;
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
+    // The first term left out is below 6e-9.
+    const SERIES: &'static [f32] =
+        &[1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    const LOWEST: f32 = -87.0;
+
+    #[inline(always)]
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+
     #[inline(always)]
     fn multiply_add<A: Arithmetic>(self, b: f32, c: f32) -> f32 {
         A::mul_add(self, b, c)
     }
 
     #[inline(always)]
-    fn exp<A: Arithmetic>(self) -> f32 {
-        // SAFETY: single floats need no instructions that a processor may lack.
-        unsafe { simd::exp::<Single<A>>(self) }
+    fn shift_exponent(self, n: f32) -> f32 {
+        f32::from_bits(self.to_bits().wrapping_add(n.to_bits() << 23))
     }
 }
 
 impl Float for f64 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<f64>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<f64>;
+
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    const LOG2_E: f64 = std::f64::consts::LOG2_E;
+    const LN2: [f64; 2] = [6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10];
+    // The first term left out is below 5e-18.
+    const SERIES: &'static [f64] = &inverse_factorials::<14>();
+    const LOWEST: f64 = -708.0;
+
+    #[inline(always)]
+    fn of(x: f64) -> f64 {
+        x
+    }
+
     #[inline(always)]
     fn multiply_add<A: Arithmetic>(self, b: f64, c: f64) -> f64 {
         if A::FUSED { f64::mul_add(self, b, c) } else { self * b + c }
     }
 
     #[inline(always)]
-    fn exp<A: Arithmetic>(self) -> f64 {
-        // As in `simd::exp`: rounded to an integer in the low bits of the mantissa; ln 2 in two parts; Taylor's series,
-        // whose first term left out is below 5e-18.
-        const ROUND: f64 = 6_755_399_441_055_744.0;
-        const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
-        const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-        const INVERSE_FACTORIALS: [f64; 13] = {
-            let mut series = [1.0; 13];
-            let mut n = 11;
-            // 1/12!, 1/11!, .., 1/0!: each from the one after it.
-            while n > 0 {
-                series[n - 1] = series[n] / (13 - n) as f64;
-                n -= 1;
-            }
-            series
-        };
-        let shifted = self.multiply_add::<A>(std::f64::consts::LOG2_E, ROUND);
-        let n = shifted - ROUND;
-        let r = (-n).multiply_add::<A>(LN2_HIGH, self);
-        let r = (-n).multiply_add::<A>(LN2_LOW, r);
-        let mut p = INVERSE_FACTORIALS[0] / 13.0;
-        for c in INVERSE_FACTORIALS {
-            p = p.multiply_add::<A>(r, c);
-        }
-        let y = f64::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 52));
-        if self < -708.0 { 0.0 } else { y }
+    fn shift_exponent(self, n: f64) -> f64 {
+        f64::from_bits(self.to_bits().wrapping_add(n.to_bits() << 52))
     }
 }
 
@@ -94,7 +145,7 @@ pub(crate) fn dot<F: Float, A: Arithmetic>(a: &[F], b: &[F]) -> F {
 
 /// The sum of sixteen numbers in a fixed tree order.
 #[inline(always)]
-fn sum16<F: Float>(x: &[F; 16]) -> F {
+pub(crate) fn sum16<F: Float>(x: &[F; 16]) -> F {
     let halves: [F; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
     let quarters: [F; 4] = std::array::from_fn(|i| halves[i] + halves[i + 4]);
     (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])

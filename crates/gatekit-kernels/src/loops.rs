@@ -5,7 +5,10 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{self, Arithmetic, Kernel, Level, Simd, Single, sum16};
+use crate::{
+    float::sum16,
+    simd::{self, Arithmetic, Kernel, Level, Simd, Single},
+};
 
 /// Elements a job works on: few enough that what it reads and writes stays in the caches.
 pub(crate) const JOB: usize = 1 << 13;
@@ -23,8 +26,10 @@ pub(crate) trait Loop: Sized {
 struct ByFloat<L>(L);
 
 impl<L: Loop> Kernel for ByFloat<L> {
+    type Float = f32;
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd<Float = f32>>(self) {
         self.0.run::<S::Arithmetic>();
     }
 }
