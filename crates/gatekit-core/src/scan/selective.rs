@@ -240,3 +240,6 @@ fn recurrent(
     }
     (Tensor::stack(outputs, 1), Tensor::cat(states, 0))
 }
+
+#[cfg(test)]
+mod tests;
