@@ -10,9 +10,9 @@ use gatekit::{
     core::{
         ConfigError, InputError, ModuleConfig,
         scan::{
-            Decay, ScanForm, ScanOptions, StepDecay, Write, delta_rule, elementwise_recurrence,
-            gated_delta_rule, gated_linear_attention, hgrn2, kimi_delta_attention, linear_recurrence,
-            linear_recurrence_step, retention,
+            Decay, Discretisation, ScanForm, ScanOptions, SelectiveOptions, StepDecay, Write, delta_rule,
+            elementwise_recurrence, gated_delta_rule, gated_linear_attention, hgrn2, kimi_delta_attention,
+            linear_recurrence, linear_recurrence_step, retention, selective_scan, selective_scan_step,
         },
         sequence::{Boundaries, Packing},
     },
@@ -569,5 +569,123 @@ fn states_of_another_model() {
         let wider = state(convolutions().with_conv_size(3), 2);
         let field = "state.layers.0.windows.q";
         refuses_state(&with_convolutions, &wider, field, &["[2, 2, 8]", "[2, 3, 8]"], device);
+    });
+}
+
+/// The arguments of a selective scan, all of shapes that fit: B 2, T 3, 4 channels, N 5.
+struct SelectiveArguments {
+    u: Tensor<3>,
+    delta: Tensor<3>,
+    a: Tensor<2>,
+    b: Tensor<3>,
+    c: Tensor<3>,
+    d: Tensor<1>,
+    z: Tensor<3>,
+    initial_state: Tensor<3>,
+    boundaries: Option<Boundaries>,
+    discretisation: Discretisation,
+}
+
+/// Every form refuses what `edit` makes of good arguments.
+fn selective_scan_refuses(edit: impl Fn(&mut SelectiveArguments, &Device) -> Vec<String>) {
+    on_every_device(|device| {
+        for form in [ScanForm::Auto, ScanForm::Portable, ScanForm::Recurrent] {
+            let mut x = SelectiveArguments {
+                u: zeros([2, 3, 4], device),
+                delta: zeros([2, 3, 4], device),
+                a: Tensor::full([4, 5], -1.0, device),
+                b: zeros([2, 3, 5], device),
+                c: zeros([2, 3, 5], device),
+                d: zeros([4], device),
+                z: zeros([2, 3, 4], device),
+                initial_state: zeros([2, 4, 5], device),
+                boundaries: None,
+                discretisation: Discretisation::Euler,
+            };
+            let run = |x: SelectiveArguments| {
+                let options = SelectiveOptions { discretisation: x.discretisation, form };
+                let (d, z, state) = (Some(x.d), Some(x.z), Some(x.initial_state));
+                selective_scan(x.u, x.delta, x.a, x.b, x.c, d, z, state, x.boundaries.as_ref(), &options)
+            };
+            let needles = edit(&mut x, device);
+            match &needles[..] {
+                [] => drop(run(x)),
+                needles => refuses(&needles.iter().map(String::as_str).collect::<Vec<_>>(), || run(x)),
+            }
+        }
+    });
+}
+
+#[test]
+fn selective_scans_with_what_does_not_fit() {
+    fn named(needles: &[&str]) -> Vec<String> {
+        needles.iter().map(|needle| (*needle).to_owned()).collect()
+    }
+    selective_scan_refuses(|_, _| vec![]);
+    selective_scan_refuses(|x, device| {
+        x.delta = zeros([2, 3, 5], device);
+        named(&["`delta`", "[2, 3, 5]", "[2, 3, 4]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.a = zeros([3, 5], device);
+        named(&["`a`", "[3, 5]", "[4, 5]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.b = zeros([2, 3, 4], device);
+        named(&["`b`", "[2, 3, 4]", "[2, 3, 5]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.c = zeros([2, 2, 5], device);
+        named(&["`c`", "[2, 2, 5]", "[2, 3, 5]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.d = zeros([5], device);
+        named(&["`d`", "[5]", "[4]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.z = zeros([2, 3, 5], device);
+        named(&["`z`", "[2, 3, 5]", "[2, 3, 4]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.initial_state = zeros([1, 4, 5], device);
+        named(&["`initial_state`", "[1, 4, 5]", "[2, 4, 5]"])
+    });
+    selective_scan_refuses(|x, device| {
+        x.u = zeros([2, 0, 4], device);
+        named(&["`u`", "[2, 0, 4]"])
+    });
+    selective_scan_refuses(|x, _| {
+        x.boundaries = Some(Boundaries::new(&[0, 3], 3).unwrap());
+        named(&["cu_seqlens", "batch", "2"])
+    });
+    if cfg!(debug_assertions) {
+        selective_scan_refuses(|x, device| {
+            x.delta = Tensor::full([2, 3, 4], -0.5, device);
+            named(&["`delta`", "-0.5"])
+        });
+        selective_scan_refuses(|x, device| {
+            x.a = Tensor::full([4, 5], 0.5, device);
+            named(&["`a`", "0.5"])
+        });
+        selective_scan_refuses(|x, device| {
+            x.discretisation = Discretisation::ZeroOrderHold;
+            x.a = Tensor::from_data([[-1.0, -1.0, -1.0, -1.0, -2.0]; 4], device);
+            named(&["`a", "one value a channel"])
+        });
+    }
+    on_every_device(|device| {
+        refuses(&["`state`", "[2, 5, 4]", "[2, 4, 5]"], || {
+            let (u, b) = (zeros::<2>([2, 4], device), zeros::<2>([2, 5], device));
+            let (a, state) = (zeros([4, 5], device), zeros([2, 5, 4], device));
+            selective_scan_step(u.clone(), u, a, b.clone(), b, None, None, state, Discretisation::Euler)
+        });
+    });
+}
+
+#[test]
+fn nan_passes_through_a_selective_scan() {
+    selective_scan_refuses(|x, device| {
+        x.delta = Tensor::full([2, 3, 4], f32::NAN, device);
+        vec![]
     });
 }

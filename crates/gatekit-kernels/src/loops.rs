@@ -1,11 +1,11 @@
-//! Loops over slices of float32, and the functions they are made of.
+//! Loops over slices of floats, and the functions of float32 they are made of.
 //!
 //! A [`Loop`] is written float by float, generic over [`Arithmetic`], and all below is `#[inline(always)]`: the compiler
 //! vectorises it for the instruction set that was found at run time.
 
 use rayon::prelude::*;
 
-use crate::simd::{self, Arithmetic, Kernel, Level, Simd, Single, sum16};
+use crate::simd::{self, Arithmetic, Kernel, Level, Simd, Single};
 
 /// Elements a job works on: few enough that what it reads and writes stays in the caches.
 pub(crate) const JOB: usize = 1 << 13;
@@ -23,8 +23,10 @@ pub(crate) trait Loop: Sized {
 struct ByFloat<L>(L);
 
 impl<L: Loop> Kernel for ByFloat<L> {
+    type Float = f32;
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd<Float = f32>>(self) {
         self.0.run::<S::Arithmetic>();
     }
 }
@@ -77,23 +79,6 @@ pub(crate) fn log_sigmoid<A: Arithmetic>(z: f32) -> f32 {
     p = A::mul_add(p, q, 1.0);
     let least = if z > 0.0 { 0.0 } else { z };
     A::mul_add(-2.0 * s, p, least)
-}
-
-/// Dot product of two slices of one length, in an order that depends on nothing but the length.
-#[inline(always)]
-pub(crate) fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let mut sums = [0.0f32; 16];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] = A::mul_add(a[i], b[i], sums[i]);
-        }
-    }
-    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
-        *sum = A::mul_add(*a, *b, *sum);
-    }
-    sum16(&sums)
 }
 
 /// `sum += a * b`, element by element.
@@ -187,7 +172,7 @@ mod tests {
         impl Loop for Dot<'_> {
             #[inline(always)]
             fn run<A: Arithmetic>(self) {
-                *self.2 = dot::<A>(self.0, self.1);
+                *self.2 = crate::float::dot::<f32, A>(self.0, self.1);
             }
         }
         for len in 0..70 {

@@ -199,7 +199,7 @@ fn portable_equals_the_definition() {
 fn steps_equal_the_scan() {
     let case = Case::new([2, 6, 5, 3], None, true);
     let (y, state, _) = case.naive(&case.inputs);
-    for device in devices() {
+    for device in devices().into_iter().map(Device::autodiff) {
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
             for fused in [false, true] {
                 let (tensors, a) = case.tensors(&device, dtype);
@@ -217,4 +217,90 @@ fn steps_equal_the_scan() {
             }
         }
     }
+}
+
+#[test]
+fn fused_equals_the_definition() {
+    for case in cases() {
+        let want = case.naive(&case.inputs);
+        for device in devices() {
+            case.compare("float64", &case.run(&device, DType::F64, true), &want, 1e-11);
+            case.compare("float32", &case.run(&device, DType::F32, true), &want, 5e-5);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    // Wide enough for several blocks, and so narrow and long that time is cut.
+    for (dims, boundaries) in [([2, 300, 130, 16], None), ([1, 3000, 17, 5], Some(&[0, 10, 2800, 3000][..]))]
+    {
+        let case = Case::new(dims, boundaries, true);
+        let want = case.naive(&case.inputs);
+        for device in devices() {
+            let got = on_any_number_of_threads(|| case.run(&device, DType::F32, true));
+            case.compare("threads", &got, &want, 5e-5);
+        }
+    }
+}
+
+#[test]
+fn extreme_steps_are_exact() {
+    let mut case = Case::new([1, 40, 17, 3], None, true);
+    // A step of 0 keeps everything; one of 1e30 clears the state, whatever it held.
+    case.inputs[1].iter_mut().enumerate().for_each(|(i, delta)| *delta = if i % 3 == 0 { 1e30 } else { 0.0 });
+    let inputs: Vec<Vec<f64>> = case.inputs.clone();
+    let want = case.naive(&inputs);
+    for device in devices() {
+        for fused in [false, true] {
+            for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+                case.compare("extreme", &case.run(&device, dtype, fused), &want, tolerance);
+            }
+        }
+    }
+}
+
+/// Half precision computes as float32 does and rounds each result once.
+#[cfg(feature = "flex")]
+#[test]
+fn half_precision_rounds_results_once() {
+    let mut case = Case::new([2, 40, 17, 3], None, true);
+    // Exact in every type.
+    let coarse = |x: &mut f64| *x = (*x * 64.0).round().clamp(-64.0, 64.0) / 64.0;
+    case.inputs.iter_mut().flatten().chain(case.weights.iter_mut().flatten()).for_each(coarse);
+    let device = Device::flex().autodiff();
+    for fused in [false, true] {
+        for dtype in [DType::F16, DType::BF16] {
+            let run = |dtype: DType| {
+                let (tensors, a) = case.tensors(&device, dtype);
+                let [x, delta, b, c] = [0, 1, 2, 3].map(|index| tensors[index].clone());
+                let spec = SelectiveSpec { has_initial_state: true, boundaries: None, fused };
+                let (y, state) = selective_scan(x, delta, a.clone(), b, c, Some(tensors[4].clone()), spec);
+                assert_eq!((y.dtype(), state.dtype()), (dtype, DType::F32));
+                let weights = tensor(&case.weights[0], y.dims(), &device, dtype);
+                let grads = (y.clone() * weights).sum().backward();
+                let mut results = vec![y.into_data(), a.grad(&grads).expect("a gradient").into_data()];
+                results.extend(tensors.iter().map(|x| x.grad(&grads).expect("a gradient").into_data()));
+                (results, state.into_data())
+            };
+            let ((half, half_state), (wide, state)) = (run(dtype), run(DType::F32));
+            assert_eq!(half_state, state);
+            for (half, wide) in half.into_iter().zip(wide) {
+                assert_eq!(half.dtype(), dtype);
+                assert_eq!(half, wide.convert_dtype(dtype));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "selective_scan computes in F32")]
+fn wider_arguments_are_refused() {
+    let device = Device::ndarray();
+    let case = Case::new([1, 2, 3, 4], None, false);
+    let (tensors, _) = case.tensors(&device.clone().autodiff(), DType::F32);
+    let (_, a) = case.tensors(&device.autodiff(), DType::F64);
+    let [x, delta, b, c] = [0, 1, 2, 3].map(|index| tensors[index].clone());
+    let spec = SelectiveSpec { has_initial_state: false, boundaries: None, fused: true };
+    let _ = selective_scan(x, delta, a, b, c, None, spec);
 }

@@ -5,6 +5,7 @@
 pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
+pub mod mamba_icl;
 mod scan;
 
 use burn::tensor::Device;
@@ -32,6 +33,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("gla", gla::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
+    ("mamba-icl", mamba_icl::ROWS),
 ];
 
 /// Builds, runs and judges a case.

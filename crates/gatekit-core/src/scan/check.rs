@@ -75,14 +75,17 @@ pub(super) fn log_decay<const D: usize>(gate: &Tensor<D>) {
 }
 
 fn in_range<const D: usize>(name: &str, tensor: &Tensor<D>, low: f64, high: f64) {
+    let need = format!("a value in [{low}, {high}]");
+    holds(name, tensor, &need, |value| value >= low && value <= high);
+}
+
+/// Debug builds read the values back and refuse those that are not as they need to be.
+pub(super) fn holds<const D: usize>(name: &str, tensor: &Tensor<D>, need: &str, fits: impl Fn(f64) -> bool) {
     if !cfg!(debug_assertions) {
         return;
     }
     let data: TensorData = tensor.to_data();
     for value in data.iter::<f64>() {
-        assert!(
-            value >= low && value <= high,
-            "scan: `{name}` holds {value}, need a value in [{low}, {high}]"
-        );
+        assert!(fits(value), "scan: `{name}` holds {value}, need {need}");
     }
 }

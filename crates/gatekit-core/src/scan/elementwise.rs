@@ -45,12 +45,12 @@ pub fn elementwise_recurrence(
         same("initial_state", state.dims(), "[batch or segments, dim]", [states, dim]);
     }
 
-    let dtype = x.dtype();
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let (x, log_gate) = (x.cast(wide), log_gate.cast(wide));
-    let initial_state = initial_state.map(|state| state.cast(wide));
     let (output, final_state) = match form {
-        ScanForm::Recurrent => recurrent(x, log_gate, initial_state, boundaries),
+        ScanForm::Recurrent => {
+            let dtype = x.dtype();
+            let (output, final_state) = recurrent(x, log_gate, initial_state, boundaries);
+            (output.cast(dtype), final_state)
+        }
         form => {
             let spec = ElementwiseSpec {
                 has_initial_state: initial_state.is_some(),
@@ -60,7 +60,7 @@ pub fn elementwise_recurrence(
             elementwise_scan(x, log_gate, initial_state, spec)
         }
     };
-    ElementwiseOutput { output: output.cast(dtype), final_state }
+    ElementwiseOutput { output, final_state }
 }
 
 /// One step: `exp(log_gate) * state + x`, all `[batch, dim]`.
@@ -82,15 +82,16 @@ fn recurrent(
     boundaries: Option<&Boundaries>,
 ) -> (Tensor<3>, Tensor<2>) {
     let [batch, time, dim] = x.dims();
+    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let whole = [0, time];
     let cu_seqlens = boundaries.map_or(&whole[..], Boundaries::cu_seqlens);
     let mut outputs = Vec::with_capacity(time);
     let mut states = Vec::new();
     for (segment, ends) in cu_seqlens.windows(2).enumerate() {
         let mut state = match &initial_state {
-            Some(state) if boundaries.is_some() => state.clone().narrow(0, segment, 1),
-            Some(state) => state.clone(),
-            None => Tensor::zeros([batch, dim], (&x.device(), x.dtype())),
+            Some(state) if boundaries.is_some() => state.clone().narrow(0, segment, 1).cast(wide),
+            Some(state) => state.clone().cast(wide),
+            None => Tensor::zeros([batch, dim], (&x.device(), wide)),
         };
         for t in ends[0]..ends[1] {
             let at = |tensor: &Tensor<3>| tensor.clone().narrow(1, t, 1).squeeze_dim(1);

@@ -1,4 +1,4 @@
-//! Linear recurrences: one family with a matrix state, and the elementwise recurrence.
+//! Linear recurrences: one family with a matrix state, the elementwise recurrence and the selective scan.
 //!
 //! With query `q_t`, key `k_t` (width `K`), value `v_t` (width `V`) and state `S_t` `[K, V]` per
 //! batch row and head:
@@ -14,7 +14,7 @@
 //! most 0. [`linear_recurrence`] computes whole sequences, [`linear_recurrence_step`] one token;
 //! the published members of the family ([`gated_linear_attention`], [`retention`], [`hgrn2`],
 //! [`delta_rule`], [`gated_delta_rule`], [`kimi_delta_attention`]) call them.
-//! [`elementwise_recurrence`] has a vector state.
+//! [`elementwise_recurrence`] has a vector state, [`selective_scan`] a vector of N numbers for every channel.
 //!
 //! Sources: Yang et al. 2024 (arXiv 2312.06635) for gated linear attention and its chunked form,
 //! Kimi Team 2025 (arXiv 2510.26692) for the delta rule with a decay per channel.
@@ -23,6 +23,7 @@ mod check;
 mod elementwise;
 mod family;
 mod recurrent;
+mod selective;
 mod step;
 
 use burn::tensor::Tensor;
@@ -34,6 +35,7 @@ pub use elementwise::{ElementwiseOutput, elementwise_recurrence, elementwise_rec
 pub use family::{
     delta_rule, gated_delta_rule, gated_linear_attention, hgrn2, kimi_delta_attention, retention,
 };
+pub use selective::{Discretisation, SelectiveOptions, SelectiveOutput, selective_scan, selective_scan_step};
 pub use step::{StepDecay, linear_recurrence_step};
 
 /// How a scan is computed; never what it computes.

@@ -9,9 +9,10 @@ use burn::{
 
 use super::{NormArguments, NormSpec, portable};
 use crate::{
+    float::dot,
     gate::{Gate, Gated, GatedLoop},
     host::HostBackend,
-    loops::{JOB, dot, run_all, sum_rows},
+    loops::{JOB, run_all, sum_rows},
     memory::filled,
     precision::cast,
     simd::Arithmetic,
@@ -62,7 +63,7 @@ struct Forward<'a> {
 /// `1 / sqrt(mean(x^2) + eps)` of a row.
 #[inline(always)]
 fn inverse<A: Arithmetic>(x: &[f32], eps: f32) -> f32 {
-    1.0 / (dot::<A>(x, x) / x.len() as f32 + eps).sqrt()
+    1.0 / (dot::<f32, A>(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 impl GatedLoop for Forward<'_> {
@@ -165,7 +166,7 @@ impl GatedLoop for Backward<'_> {
                     *dweight = A::mul_add(*dy, x * inverse, *dweight);
                 }
             }
-            let along = dot::<A>(&inner, x) * inverse / dim as f32;
+            let along = dot::<f32, A>(&inner, x) * inverse / dim as f32;
             for ((x, inner), dx) in x.iter().zip(&inner).zip(dx) {
                 dx.write(inverse * A::mul_add(-along, x * inverse, *inner));
             }

@@ -3,13 +3,13 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-use super::host;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
-use super::spec::SixTensors;
+use super::SixTensors;
 use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(feature = "cubecl")]
 use super::{cube, cube_elementwise};
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::{host, host_elementwise};
 
 /// A backend with scans.
 ///
@@ -97,19 +97,11 @@ pub trait ScanBackend: Backend {
         of: GradientOf,
         spec: ElementwiseSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (output_gradient, state_gradient) = of.sort(gradient);
-        portable::elementwise_backward::<Self>(
-            output,
-            log_decay,
-            initial_state,
-            output_gradient,
-            state_gradient,
-            &spec,
-        )
+        portable::elementwise_backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
     }
 }
 
-/// The matrix-state scans of a backend on host memory: the fused CPU kernels.
+/// The scans of a backend on host memory: the fused CPU kernels.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 macro_rules! host_scans {
     ($backend:ty) => {
@@ -152,6 +144,26 @@ macro_rules! host_scans {
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state: state };
                 host::step::<Self>(arguments, &spec)
+            }
+
+            fn elementwise_scan(
+                x: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                spec: ElementwiseSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host_elementwise::forward::<Self>(x, log_decay, initial_state, &spec)
+            }
+
+            fn elementwise_scan_backward(
+                output: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                of: GradientOf,
+                spec: ElementwiseSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                host_elementwise::backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
             }
         }
     };

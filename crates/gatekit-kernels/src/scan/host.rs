@@ -10,26 +10,35 @@ use super::{
     cpu::{self, Decay, Problem, Segment, StepProblem},
     portable,
 };
-use crate::{host::HostBackend, precision::cast};
-
-/// Whether the fused kernels compute this scan; the others are left to the portable form.
-fn is_fused<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> bool {
-    spec.fused && arguments.q.dtype() != DType::F64
-}
+use crate::{
+    host::{HostBackend, HostFloat},
+    precision::cast,
+};
 
 /// The forward pass.
 pub(crate) fn forward<B: HostBackend>(
     arguments: ScanArguments<B>,
     spec: &ScanSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    if !is_fused(&arguments, spec) {
+    if !spec.fused {
         return portable::forward(arguments, spec);
     }
     let dtype = arguments.q.dtype();
     let arguments = arguments.widened();
-    let [output, state] = result_shapes(&arguments, spec);
-    let result = with_problem(&arguments, spec, cpu::forward);
-    (cast::<B>(B::write(result.output, output), dtype), B::write(result.state, state))
+    let (output, state) = match dtype {
+        DType::F64 => forward_in::<B, f64>(&arguments, spec),
+        _ => forward_in::<B, f32>(&arguments, spec),
+    };
+    (cast::<B>(output, dtype), state)
+}
+
+fn forward_in<B: HostBackend, F: HostFloat>(
+    arguments: &ScanArguments<B>,
+    spec: &ScanSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let [output, state] = result_shapes(arguments, spec);
+    let result = with_problem::<B, F, _>(arguments, spec, cpu::forward);
+    (B::write(result.output, output), B::write(result.state, state))
 }
 
 /// The backward pass.
@@ -39,21 +48,34 @@ pub(crate) fn backward<B: HostBackend>(
     of: GradientOf,
     spec: &ScanSpec,
 ) -> ScanGradients<B> {
-    if !is_fused(&arguments, spec) {
+    if !spec.fused {
         return portable::backward(arguments, gradient, of, spec);
     }
     let dtypes = arguments.dtypes();
     let arguments = arguments.widened();
     let gradient = cast::<B>(gradient, arguments.q.dtype());
-    let gradient = B::read(&gradient);
+    match arguments.q.dtype() {
+        DType::F64 => backward_in::<B, f64>(&arguments, &gradient, of, spec),
+        _ => backward_in::<B, f32>(&arguments, &gradient, of, spec),
+    }
+    .narrowed(dtypes)
+}
+
+fn backward_in<B: HostBackend, F: HostFloat>(
+    arguments: &ScanArguments<B>,
+    gradient: &FloatTensor<B>,
+    of: GradientOf,
+    spec: &ScanSpec,
+) -> ScanGradients<B> {
+    let gradient = B::read::<F>(gradient);
     let (output, state) = match of {
         GradientOf::Output => (Some(&*gradient), None),
         GradientOf::FinalState => (None, Some(&*gradient)),
     };
-    let gradients = with_problem(&arguments, spec, |problem| cpu::backward(problem, output, state));
-    let absent = |values: Option<Vec<f32>>, like: &FloatTensor<B>| match values {
+    let gradients = with_problem(arguments, spec, |problem| cpu::backward(problem, output, state));
+    let absent = |values: Option<Vec<F>>, like: &FloatTensor<B>| match values {
         Some(values) => B::write(values, like.shape()),
-        None => B::write(vec![0.0], Shape::new([1])),
+        None => B::write(vec![F::default()], Shape::new([1])),
     };
     ScanGradients {
         q: B::write(gradients.q, arguments.q.shape()),
@@ -63,7 +85,6 @@ pub(crate) fn backward<B: HostBackend>(
         beta: absent(gradients.beta, &arguments.beta),
         initial_state: absent(gradients.initial_state, &arguments.initial_state),
     }
-    .narrowed(dtypes)
 }
 
 /// One step; writes the new state into the memory of the old one where nothing else holds it.
@@ -71,13 +92,25 @@ pub(crate) fn step<B: HostBackend>(
     arguments: ScanArguments<B>,
     spec: &StepSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let dtype = arguments.q.dtype();
-    if !spec.fused || dtype == DType::F64 {
+    if !spec.fused {
         return portable::step(arguments, spec);
     }
-    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments.widened();
+    let dtype = arguments.q.dtype();
+    let arguments = arguments.widened();
+    let (output, state) = match dtype {
+        DType::F64 => step_in::<B, f64>(arguments, spec),
+        _ => step_in::<B, f32>(arguments, spec),
+    };
+    (cast::<B>(output, dtype), state)
+}
+
+fn step_in<B: HostBackend, F: HostFloat>(
+    arguments: ScanArguments<B>,
+    spec: &StepSpec,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
     let (q_shape, v_shape, state_shape) = (q.shape(), v.shape(), initial_state.shape());
-    let mut state = B::take(initial_state);
+    let mut state = B::take::<F>(initial_state);
     let log_decay = (spec.decay != DecayKind::None).then(|| B::read(&log_decay));
     let beta = (spec.write == WriteKind::Delta).then(|| B::read(&beta));
     let problem = StepProblem {
@@ -85,7 +118,7 @@ pub(crate) fn step<B: HostBackend>(
         heads: q_shape[1],
         key_dim: q_shape[2],
         value_dim: v_shape[2],
-        scale: spec.scale as f32,
+        scale: F::of(spec.scale),
         q: &B::read(&q),
         k: &B::read(&k),
         v: &B::read(&v),
@@ -93,10 +126,10 @@ pub(crate) fn step<B: HostBackend>(
         beta: beta.as_deref(),
     };
     let output = cpu::step(&problem, &mut state);
-    (cast::<B>(B::write(output, v_shape), dtype), B::write(state, state_shape))
+    (B::write(output, v_shape), B::write(state, state_shape))
 }
 
-fn decay(kind: DecayKind, log_decay: Option<&[f32]>) -> Decay<'_> {
+fn decay<F>(kind: DecayKind, log_decay: Option<&[F]>) -> Decay<'_, F> {
     match (kind, log_decay) {
         (DecayKind::PerHead, Some(log_decay)) => Decay::PerHead(log_decay),
         (DecayKind::PerKey, Some(log_decay)) => Decay::PerKey(log_decay),
@@ -111,10 +144,10 @@ fn result_shapes<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> [
     [v.clone(), Shape::new([states, q[2], q[3], v[3]])]
 }
 
-fn with_problem<B: HostBackend, R>(
+fn with_problem<B: HostBackend, F: HostFloat, R>(
     arguments: &ScanArguments<B>,
     spec: &ScanSpec,
-    run: impl FnOnce(&Problem) -> R,
+    run: impl FnOnce(&Problem<F>) -> R,
 ) -> R {
     let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
     let (shape, value_dim) = (q.shape(), v.shape()[3]);
@@ -132,7 +165,7 @@ fn with_problem<B: HostBackend, R>(
         key_dim: shape[3],
         value_dim,
         segments: &segments,
-        scale: spec.scale as f32,
+        scale: F::of(spec.scale),
         q: &B::read(q),
         k: &B::read(k),
         v: &B::read(v),

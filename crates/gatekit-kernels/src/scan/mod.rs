@@ -10,19 +10,18 @@ mod cube;
 mod cube_elementwise;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod host_elementwise;
 mod portable;
 mod spec;
 
-use burn::{
-    backend::Dispatch,
-    tensor::{DType, Tensor},
-};
+use burn::{backend::Dispatch, tensor::Tensor};
 
 use crate::precision::check_dtypes;
 
 pub use backend::ScanBackend;
 pub use spec::{DecayKind, ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind};
-pub(crate) use spec::{ScanArguments, ScanGradients};
+pub(crate) use spec::{ScanArguments, ScanGradients, SixTensors};
 
 /// The linear recurrence with a matrix state over whole sequences.
 ///
@@ -130,7 +129,9 @@ pub fn matrix_scan_step(
 
 /// The elementwise recurrence `h_t = exp(g_t) h_{t-1} + x_t` over whole sequences.
 ///
-/// Returns `h` `[batch, time, dim]` and the final states `[batch or segments, dim]`.
+/// Returns `h` `[batch, time, dim]`, in the type of `x`, and the final states `[batch or segments, dim]`, in float32
+/// (float64 for `x` in float64). The backward pass keeps `h`, so that in half precision the gradient of the log decay
+/// is made from rounded states.
 ///
 /// # Shapes
 ///
@@ -139,14 +140,15 @@ pub fn matrix_scan_step(
 ///
 /// # Panics
 ///
-/// When `spec` asks for a state that is absent, or the inputs are not in float32 or float64.
+/// When `spec` asks for a state that is absent, or types (see the [crate](crate)) do not fit.
 pub fn elementwise_scan(
     x: Tensor<3>,
     log_decay: Tensor<3>,
     initial_state: Option<Tensor<2>>,
     spec: ElementwiseSpec,
 ) -> (Tensor<3>, Tensor<2>) {
-    check_dtype(x.dtype());
+    let others = [Some(log_decay.dtype()), initial_state.as_ref().map(Tensor::dtype)];
+    check_dtypes("elementwise_scan", x.dtype(), others);
     assert_eq!(initial_state.is_some(), spec.has_initial_state, "`initial_state` and `spec` disagree");
     let absent = Tensor::<1>::zeros([1], (&x.device(), x.dtype())).into_dispatch();
     let (output, state) = <Dispatch as ScanBackend>::elementwise_scan(
@@ -156,11 +158,4 @@ pub fn elementwise_scan(
         spec,
     );
     (Tensor::from_dispatch(output), Tensor::from_dispatch(state))
-}
-
-fn check_dtype(dtype: DType) {
-    assert!(
-        matches!(dtype, DType::F32 | DType::F64),
-        "scans accumulate in float32 or float64, the inputs are {dtype:?}: cast them first"
-    );
 }

@@ -93,16 +93,6 @@ pub enum GradientOf {
     FinalState,
 }
 
-impl GradientOf {
-    /// The gradient as that of the output, or as that of the final state.
-    pub(crate) fn sort<T>(self, gradient: T) -> (Option<T>, Option<T>) {
-        match self {
-            Self::Output => (Some(gradient), None),
-            Self::FinalState => (None, Some(gradient)),
-        }
-    }
-}
-
 /// The tensors of a matrix-state scan; what the spec says is absent holds any value.
 #[derive(Debug)]
 pub(crate) struct ScanArguments<B: Backend> {

@@ -10,8 +10,8 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-use super::{SelectiveArguments, SelectiveBackend, SelectiveSpec, SixTensors};
-use crate::scan::GradientOf;
+use super::{SelectiveArguments, SelectiveBackend, SelectiveSpec};
+use crate::scan::{GradientOf, SixTensors};
 
 /// Backward step of one of the two results.
 #[derive(Debug)]

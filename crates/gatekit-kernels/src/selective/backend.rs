@@ -3,10 +3,14 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-use super::{SelectiveArguments, SelectiveSpec, SelectiveStep, portable};
 #[cfg(feature = "cubecl")]
-use super::{SixTensors, cube};
+use super::cube;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{SelectiveArguments, SelectiveSpec, SelectiveStep, portable};
 use crate::scan::GradientOf;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use crate::scan::SixTensors;
 
 /// A backend with selective scans.
 ///
@@ -69,17 +73,65 @@ pub trait SelectiveBackend: Backend {
         state: FloatTensor<Self>,
         fused: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        // One step in tensor operations is what there is to do when no kernel is asked for or known.
+        // Without a kernel there is one form, whether a fused one is asked for or not.
         let _ = fused;
         portable::step::<Self>(SelectiveStep { x, delta, a, b, c, state })
     }
 }
 
+/// The selective scans of a backend on host memory: the fused loops.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! host_selective_scans {
+    ($backend:ty) => {
+        impl SelectiveBackend for $backend {
+            fn selective_scan(
+                x: FloatTensor<Self>,
+                delta: FloatTensor<Self>,
+                a: FloatTensor<Self>,
+                b: FloatTensor<Self>,
+                c: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                spec: SelectiveSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host::forward::<Self>(SelectiveArguments { x, delta, a, b, c, initial_state }, &spec)
+            }
+
+            fn selective_scan_backward(
+                x: FloatTensor<Self>,
+                delta: FloatTensor<Self>,
+                a: FloatTensor<Self>,
+                b: FloatTensor<Self>,
+                c: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                of: GradientOf,
+                spec: SelectiveSpec,
+            ) -> SixTensors<Self> {
+                let arguments = SelectiveArguments { x, delta, a, b, c, initial_state };
+                host::backward::<Self>(arguments, gradient, of, &spec).into_tuple()
+            }
+
+            fn selective_scan_step(
+                x: FloatTensor<Self>,
+                delta: FloatTensor<Self>,
+                a: FloatTensor<Self>,
+                b: FloatTensor<Self>,
+                c: FloatTensor<Self>,
+                state: FloatTensor<Self>,
+                fused: bool,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = SelectiveStep { x, delta, a, b, c, state };
+                if fused { host::step::<Self>(arguments) } else { portable::step::<Self>(arguments) }
+            }
+        }
+    };
+}
+
 #[cfg(feature = "ndarray")]
-impl SelectiveBackend for burn_ndarray::NdArray {}
+host_selective_scans!(burn_ndarray::NdArray);
 
 #[cfg(feature = "flex")]
-impl SelectiveBackend for burn_flex::Flex {}
+host_selective_scans!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
 impl SelectiveBackend for burn_cubecl::CubeBackend {

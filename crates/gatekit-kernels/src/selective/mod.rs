@@ -2,18 +2,22 @@
 
 mod autodiff;
 mod backend;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cpu;
 #[cfg(feature = "cubecl")]
 mod cube;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod host;
 mod portable;
 mod spec;
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
-use crate::absent;
+use crate::{absent, precision::check_dtypes};
 
 pub use backend::SelectiveBackend;
 pub use spec::SelectiveSpec;
-pub(crate) use spec::{SelectiveArguments, SelectiveStep, SixTensors};
+pub(crate) use spec::{SelectiveArguments, SelectiveStep};
 
 /// The selective scan: a state of `N` numbers for every channel, whose decay depends on the input.
 ///
@@ -35,12 +39,10 @@ pub(crate) use spec::{SelectiveArguments, SelectiveStep, SixTensors};
 /// - `b`, `c`: `[batch, time, N]`
 /// - `initial_state`: `[batch or segments, channels, N]`
 ///
-/// Half-precision inputs are computed in float32.
-///
 /// # Panics
 ///
-/// When `spec` asks for a state that is absent. Shapes are the caller's to check: `gatekit_core::scan` is the public
-/// door.
+/// When `spec` asks for a state that is absent, or types (see the [crate](crate)) do not fit. Shapes are the caller's
+/// to check: `gatekit_core::scan` is the public door.
 pub fn selective_scan(
     x: Tensor<3>,
     delta: Tensor<3>,
@@ -50,6 +52,14 @@ pub fn selective_scan(
     initial_state: Option<Tensor<3>>,
     spec: SelectiveSpec,
 ) -> (Tensor<3>, Tensor<3>) {
+    let others = [
+        Some(delta.dtype()),
+        Some(a.dtype()),
+        Some(b.dtype()),
+        Some(c.dtype()),
+        initial_state.as_ref().map(Tensor::dtype),
+    ];
+    check_dtypes("selective_scan", x.dtype(), others);
     assert_eq!(initial_state.is_some(), spec.has_initial_state, "`initial_state` and `spec` disagree");
     let absent = absent(&x).into_dispatch();
     let (y, state) = <Dispatch as SelectiveBackend>::selective_scan(
@@ -73,6 +83,10 @@ pub fn selective_scan(
 ///
 /// - `x`, `delta`: `[batch, channels]`; `a`: `[channels, N]`; `b`, `c`: `[batch, N]`
 /// - `state`: `[batch, channels, N]`
+///
+/// # Panics
+///
+/// As [`selective_scan`].
 pub fn selective_scan_step(
     x: Tensor<2>,
     delta: Tensor<2>,
@@ -82,6 +96,8 @@ pub fn selective_scan_step(
     state: Tensor<3>,
     fused: bool,
 ) -> (Tensor<2>, Tensor<3>) {
+    let others = [delta.dtype(), a.dtype(), b.dtype(), c.dtype(), state.dtype()].map(Some);
+    check_dtypes("selective_scan_step", x.dtype(), others);
     let (y, state) = <Dispatch as SelectiveBackend>::selective_scan_step(
         x.into_dispatch(),
         delta.into_dispatch(),

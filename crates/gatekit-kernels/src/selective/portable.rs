@@ -4,17 +4,10 @@
 
 use std::ops::Range;
 
-use burn::{
-    backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::DType,
-};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{SelectiveArguments, SelectiveSpec, SelectiveStep};
-use crate::{
-    prefix::prefix,
-    primitive::{Primitive, accumulation},
-    scan::GradientOf,
-};
+use crate::{prefix::prefix, primitive::Primitive, scan::GradientOf};
 
 /// Steps of a chunk: with the state before them a power of two, which the prefix needs the fewest passes for.
 const STEPS: usize = 31;
@@ -40,20 +33,19 @@ struct Problem<B: Backend> {
 
 impl<B: Backend> Problem<B> {
     fn new(arguments: SelectiveArguments<B>, spec: &SelectiveSpec) -> Self {
-        let dtype = accumulation(arguments.x.dtype());
-        let wide = |x| Primitive::<B>(x).cast(dtype);
+        let arguments = arguments.widened();
         let rows = |x| {
-            let x = wide(x);
+            let x = Primitive::<B>(x);
             let dims = x.dims();
             x.reshape([dims[0], dims[1], 1, dims[2]])
         };
         let columns = |x| {
-            let x = wide(x);
+            let x = Primitive::<B>(x);
             let dims = x.dims();
             x.reshape([dims[0], dims[1], dims[2], 1])
         };
         let x = rows(arguments.x);
-        let a = wide(arguments.a).transpose();
+        let a = Primitive::<B>(arguments.a).transpose();
         let dims = a.dims();
         Self {
             sequences: spec.sequences(x.dims()[1]),
@@ -63,7 +55,7 @@ impl<B: Backend> Problem<B> {
             a: a.reshape([1, 1, dims[0], dims[1]]),
             b: columns(arguments.b),
             c: columns(arguments.c),
-            initial_state: spec.has_initial_state.then(|| states_in(wide(arguments.initial_state))),
+            initial_state: spec.has_initial_state.then(|| states_in(Primitive(arguments.initial_state))),
         }
     }
 
@@ -116,11 +108,11 @@ fn chunks(steps: &Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>>
     steps.clone().step_by(STEPS).map(move |start| start..end.min(start + STEPS))
 }
 
-/// Per-chunk results in the order of time, without the axis of length 1, in the type of the argument.
-fn join<B: Backend>(parts: Vec<Primitive<B>>, dtype: DType) -> FloatTensor<B> {
+/// Per-chunk results in the order of time, `[batch, time, 1, channels]` or `[batch, time, N, 1]`, without that axis.
+fn join<B: Backend>(parts: Vec<Primitive<B>>) -> Primitive<B> {
     let joined = Primitive::cat(parts, 1);
     let dims = joined.dims();
-    joined.reshape([dims[0], dims[1], dims[2].max(dims[3])]).cast(dtype).0
+    joined.reshape([dims[0], dims[1], dims[2] * dims[3]])
 }
 
 /// Output and final state.
@@ -141,7 +133,7 @@ pub(super) fn forward<B: Backend>(
         }
         finals.push(state);
     }
-    (join(outputs, dtype), states_out(finals).0)
+    (join(outputs).cast(dtype).0, states_out(finals).0)
 }
 
 /// Gradients of all arguments, a single zero for an absent initial state.
@@ -155,9 +147,7 @@ pub(super) fn backward<B: Backend>(
     of: GradientOf,
     spec: &SelectiveSpec,
 ) -> SelectiveArguments<B> {
-    let dtypes =
-        [&arguments.x, &arguments.delta, &arguments.a, &arguments.b, &arguments.c].map(|x| x.dtype());
-    let state_dtype = arguments.initial_state.dtype();
+    let dtypes = arguments.dtypes();
     let problem = Problem::new(arguments, spec);
     let Problem { x, delta, a, b, c, .. } = &problem;
     let (output_gradient, state_gradient) = {
@@ -213,30 +203,28 @@ pub(super) fn backward<B: Backend>(
 
     let dims = a.dims();
     SelectiveArguments {
-        x: join(dx, dtypes[0]),
-        delta: join(ddelta, dtypes[1]),
-        a: da.reshape([dims[2], dims[3]]).transpose().cast(dtypes[2]).0,
-        b: join(db, dtypes[3]),
-        c: join(dc, dtypes[4]),
-        initial_state: match spec.has_initial_state {
-            true => states_out(initial).cast(state_dtype).0,
-            false => x.zeros([1]).cast(state_dtype).0,
-        },
+        x: join(dx).0,
+        delta: join(ddelta).0,
+        a: da.reshape([dims[2], dims[3]]).transpose().0,
+        b: join(db).0,
+        c: join(dc).0,
+        initial_state: if spec.has_initial_state { states_out(initial).0 } else { x.zeros([1]).0 },
     }
+    .narrowed(dtypes)
 }
 
 /// One step: `y` `[batch, channels]` and the state `[batch, channels, N]`.
 pub(super) fn step<B: Backend>(arguments: SelectiveStep<B>) -> (FloatTensor<B>, FloatTensor<B>) {
     let dtype = arguments.x.dtype();
-    let wide = |x| Primitive::<B>(x).cast(accumulation(dtype));
-    let state = wide(arguments.state);
+    let SelectiveStep { x, delta, a, b, c, state } = arguments.widened();
+    let state = Primitive::<B>(state);
     let dims = state.dims();
     let (batch, channels, size) = (dims[0], dims[1], dims[2]);
-    let of_channel = |x| wide(x).reshape([batch, channels, 1]);
-    let of_state = |x| wide(x).reshape([batch, 1, size]);
+    let of_channel = |x| Primitive::<B>(x).reshape([batch, channels, 1]);
+    let of_state = |x| Primitive::<B>(x).reshape([batch, 1, size]);
 
-    let exponents = of_channel(arguments.delta) * wide(arguments.a).reshape([1, channels, size]);
-    let state = state * exponents.exp() + of_channel(arguments.x) * of_state(arguments.b);
-    let y = (state.clone() * of_state(arguments.c)).sum(2).reshape([batch, channels]);
+    let exponents = of_channel(delta) * Primitive::<B>(a).reshape([1, channels, size]);
+    let state = state * exponents.exp() + of_channel(x) * of_state(b);
+    let y = (state.clone() * of_state(c)).sum(2).reshape([batch, channels]);
     (y.cast(dtype).0, state.0)
 }

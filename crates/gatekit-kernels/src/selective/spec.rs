@@ -2,7 +2,15 @@
 
 use std::{ops::Range, sync::Arc};
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::{
+    backend::{Backend, TensorMetadata, tensor::FloatTensor},
+    tensor::DType,
+};
+
+use crate::{
+    precision::{narrow, widen},
+    scan::SixTensors,
+};
 
 /// A selective scan, besides its tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,10 +44,6 @@ pub(crate) struct SelectiveArguments<B: Backend> {
     pub initial_state: FloatTensor<B>,
 }
 
-/// Tensors in the order of the arguments, as they cross the dispatch boundary.
-pub(crate) type SixTensors<B> =
-    (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
-
 impl<B: Backend> Clone for SelectiveArguments<B> {
     fn clone(&self) -> Self {
         Self {
@@ -54,6 +58,24 @@ impl<B: Backend> Clone for SelectiveArguments<B> {
 }
 
 impl<B: Backend> SelectiveArguments<B> {
+    /// The types that the tensors are stored in.
+    pub fn dtypes(&self) -> [DType; 6] {
+        let Self { x, delta, a, b, c, initial_state } = self;
+        [x, delta, a, b, c, initial_state].map(TensorMetadata::dtype)
+    }
+
+    /// In the type that sums are made in.
+    pub fn widened(self) -> Self {
+        let [x, delta, a, b, c, initial_state] = widen::<B, 6>(self.into_tuple().into());
+        Self { x, delta, a, b, c, initial_state }
+    }
+
+    /// In the types that the tensors are stored in.
+    pub fn narrowed(self, dtypes: [DType; 6]) -> Self {
+        let [x, delta, a, b, c, initial_state] = narrow::<B, 6>(self.into_tuple().into(), dtypes);
+        Self { x, delta, a, b, c, initial_state }
+    }
+
     /// In the order of the operation's arguments.
     pub fn into_tuple(self) -> SixTensors<B> {
         (self.x, self.delta, self.a, self.b, self.c, self.initial_state)
@@ -69,4 +91,13 @@ pub(crate) struct SelectiveStep<B: Backend> {
     pub b: FloatTensor<B>,
     pub c: FloatTensor<B>,
     pub state: FloatTensor<B>,
+}
+
+impl<B: Backend> SelectiveStep<B> {
+    /// In the type that sums are made in.
+    pub fn widened(self) -> Self {
+        let Self { x, delta, a, b, c, state } = self;
+        let [x, delta, a, b, c, state] = widen::<B, 6>([x, delta, a, b, c, state]);
+        Self { x, delta, a, b, c, state }
+    }
 }

@@ -3,9 +3,13 @@
 use std::marker::PhantomData;
 
 use super::Simd;
+use crate::float::Float;
 
 /// How `a * b + c` is computed.
 pub(crate) trait Arithmetic: Copy {
+    /// Whether it is rounded once, by an instruction of its own.
+    const FUSED: bool;
+
     /// `a * b + c`.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
@@ -17,6 +21,8 @@ pub(crate) struct Fused;
 
 #[cfg(target_arch = "x86_64")]
 impl Arithmetic for Fused {
+    const FUSED: bool = true;
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
@@ -28,61 +34,64 @@ impl Arithmetic for Fused {
 pub(crate) struct Target;
 
 impl Arithmetic for Target {
+    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
     /// Rounds twice unless the target always has a fused multiply-add, which elsewhere would be a library call.
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
     }
 }
 
 /// One float as a vector. Its operations are sound on every processor.
 #[derive(Clone, Copy)]
-pub(crate) struct Single<A = Target>(PhantomData<A>);
+pub(crate) struct Single<A = Target, F = f32>(PhantomData<(A, F)>);
 
-impl<A: Arithmetic> Simd for Single<A> {
-    type Vector = f32;
+impl<A: Arithmetic, F: Float> Simd for Single<A, F> {
+    type Float = F;
+    type Vector = F;
     type Arithmetic = A;
     const LANES: usize = 1;
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
-    unsafe fn splat(x: f32) -> f32 {
+    unsafe fn splat(x: F) -> F {
         x
     }
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> f32 {
+    unsafe fn load(from: *const F) -> F {
         unsafe { *from }
     }
     #[inline(always)]
-    unsafe fn store(to: *mut f32, x: f32) {
+    unsafe fn store(to: *mut F, x: F) {
         unsafe { to.write(x) }
     }
     #[inline(always)]
-    unsafe fn add(a: f32, b: f32) -> f32 {
+    unsafe fn add(a: F, b: F) -> F {
         a + b
     }
     #[inline(always)]
-    unsafe fn sub(a: f32, b: f32) -> f32 {
+    unsafe fn sub(a: F, b: F) -> F {
         a - b
     }
     #[inline(always)]
-    unsafe fn mul(a: f32, b: f32) -> f32 {
+    unsafe fn mul(a: F, b: F) -> F {
         a * b
     }
     #[inline(always)]
-    unsafe fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        A::mul_add(a, b, c)
+    unsafe fn mul_add(a: F, b: F, c: F) -> F {
+        a.multiply_add::<A>(b, c)
     }
     #[inline(always)]
-    unsafe fn neg_mul_add(a: f32, b: f32, c: f32) -> f32 {
-        A::mul_add(-a, b, c)
+    unsafe fn neg_mul_add(a: F, b: F, c: F) -> F {
+        (-a).multiply_add::<A>(b, c)
     }
     #[inline(always)]
-    unsafe fn shift_exponent(a: f32, n: f32) -> f32 {
-        f32::from_bits(a.to_bits().wrapping_add(n.to_bits() << 23))
+    unsafe fn shift_exponent(a: F, n: F) -> F {
+        a.shift_exponent(n)
     }
     #[inline(always)]
-    unsafe fn zero_below(bound: f32, x: f32, a: f32) -> f32 {
-        if x < bound { 0.0 } else { a }
+    unsafe fn zero_below(bound: F, x: F, a: F) -> F {
+        if x < bound { F::default() } else { a }
     }
 }

@@ -27,7 +27,7 @@ mod values;
 
 use super::delta;
 use super::problem::{Gradients, Problem, expect_shape};
-use crate::simd::Level;
+use crate::{float::Float, simd::Level};
 use keys::{Terms, over_keys};
 use values::over_values;
 
@@ -36,7 +36,11 @@ use values::over_values;
 ///
 /// # Panics
 /// As [`forward`](super::forward()), and if a gradient does not have the length of its shape.
-pub fn backward(problem: &Problem, grad_output: Option<&[f32]>, grad_state: Option<&[f32]>) -> Gradients {
+pub fn backward<F: Float>(
+    problem: &Problem<F>,
+    grad_output: Option<&[F]>,
+    grad_state: Option<&[F]>,
+) -> Gradients<F> {
     // SAFETY: the level was found on this processor.
     unsafe { backward_at(Level::best(), problem, grad_output, grad_state) }
 }
@@ -45,12 +49,12 @@ pub fn backward(problem: &Problem, grad_output: Option<&[f32]>, grad_state: Opti
 ///
 /// # Safety
 /// `level` must be available.
-pub(super) unsafe fn backward_at(
+pub(super) unsafe fn backward_at<F: Float>(
     level: Level,
-    problem: &Problem,
-    grad_output: Option<&[f32]>,
-    grad_state: Option<&[f32]>,
-) -> Gradients {
+    problem: &Problem<F>,
+    grad_output: Option<&[F]>,
+    grad_state: Option<&[F]>,
+) -> Gradients<F> {
     problem.check();
     let Problem { batch, time, heads, key_dim, value_dim, segments, .. } = *problem;
     if let Some(grad) = grad_output {
@@ -86,15 +90,15 @@ pub(super) unsafe fn backward_at(
 
 /// The problem and what is known of its results' gradients.
 #[derive(Clone, Copy)]
-pub(super) struct Upstream<'a> {
-    pub(super) problem: &'a Problem<'a>,
-    pub(super) grad_output: Option<&'a [f32]>,
-    pub(super) grad_state: Option<&'a [f32]>,
+pub(super) struct Upstream<'a, F> {
+    pub(super) problem: &'a Problem<'a, F>,
+    pub(super) grad_output: Option<&'a [F]>,
+    pub(super) grad_state: Option<&'a [F]>,
 }
 
 /// Gradients that are made with V as the lanes.
-pub(super) struct ValueGradients {
-    pub(super) v: Vec<f32>,
-    pub(super) beta: Option<Vec<f32>>,
-    pub(super) initial_state: Option<Vec<f32>>,
+pub(super) struct ValueGradients<F> {
+    pub(super) v: Vec<F>,
+    pub(super) beta: Option<Vec<F>>,
+    pub(super) initial_state: Option<Vec<F>>,
 }

@@ -17,15 +17,21 @@ use super::forward::state_of;
 use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::Problem;
 use super::scratch::{Arena, LINE};
+use crate::float::{Float, sum16};
 use crate::memory::{Filling, filled};
-use crate::simd::{Level, Simd, sum16};
+use crate::simd::{Level, Simd};
 use job::DeltaJob;
 
 /// Runs the scan forward.
 ///
 /// # Safety
 /// `level` must be available; `output` and `state` need the lengths of the problem's, `beta` must be given.
-pub(super) unsafe fn forward(level: Level, problem: &Problem, output: Filling, state: Filling) {
+pub(super) unsafe fn forward<F: Float>(
+    level: Level,
+    problem: &Problem<F>,
+    output: Filling<F>,
+    state: Filling<F>,
+) {
     let blocks = Blocks::new(problem.value_dim, problem.sequences());
     let task = Forward { problem, blocks, output, state };
     let work = 4 * problem.tokens() * problem.heads * problem.state_len();
@@ -36,11 +42,11 @@ pub(super) unsafe fn forward(level: Level, problem: &Problem, output: Filling, s
 ///
 /// # Safety
 /// `level` must be available, `beta` must be given.
-pub(super) unsafe fn backward(level: Level, upstream: &Upstream) -> (ValueGradients, Vec<f32>) {
+pub(super) unsafe fn backward<F: Float>(level: Level, upstream: &Upstream<F>) -> (ValueGradients<F>, Vec<F>) {
     let p = upstream.problem;
     let lines = p.value_dim.div_ceil(LINE);
     let strengths = p.tokens() * p.heads;
-    let states = p.initial_state.map_or(0, <[f32]>::len);
+    let states = p.initial_state.map_or(0, <[F]>::len);
     // SAFETY: the jobs cover all tokens, heads and columns of V.
     let [v, written, beta, state] = unsafe {
         filled([p.v.len(), p.v.len(), strengths * lines, states], |places| {
@@ -51,29 +57,33 @@ pub(super) unsafe fn backward(level: Level, upstream: &Upstream) -> (ValueGradie
             for_each(level, &task, p.sequences() * blocks.count, work);
         })
     };
-    let beta = beta.chunks_exact(lines).map(|parts| parts.iter().fold(0.0, |sum, x| sum + x)).collect();
+    let beta =
+        beta.chunks_exact(lines).map(|parts| parts.iter().fold(F::default(), |sum, x| sum + *x)).collect();
     (ValueGradients { v, beta: Some(beta), initial_state: p.initial_state.map(|_| state) }, written)
 }
 
 /// Outputs and final states.
-struct Forward<'a> {
-    problem: &'a Problem<'a>,
+struct Forward<'a, F> {
+    problem: &'a Problem<'a, F>,
     blocks: Blocks,
-    output: Filling<'a>,
-    state: Filling<'a>,
+    output: Filling<'a, F>,
+    state: Filling<'a, F>,
 }
 
-impl Task for Forward<'_> {
+impl<F: Float> Task for Forward<'_, F> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         DeltaJob::scratch(self.problem, &self.blocks)
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, arena: Arena<F>) {
         let p = self.problem;
         let mut job = DeltaJob::new(p, &self.blocks, index, arena);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
         let tokens = job.segment.tokens(p.time);
+        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -88,29 +98,32 @@ impl Task for Forward<'_> {
 }
 
 /// A forward scan for the residuals r, then the scan in reverse.
-struct Backward<'a> {
-    upstream: Upstream<'a>,
+struct Backward<'a, F> {
+    upstream: Upstream<'a, F>,
     blocks: Blocks,
-    v: Filling<'a>,
+    v: Filling<'a, F>,
     /// First r, then beta * r.
-    written: Filling<'a>,
+    written: Filling<'a, F>,
     /// `[B, T, H, lines]`: sums over sixteen channels each.
-    beta: Filling<'a>,
-    state: Filling<'a>,
+    beta: Filling<'a, F>,
+    state: Filling<'a, F>,
 }
 
-impl Task for Backward<'_> {
+impl<F: Float> Task for Backward<'_, F> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         DeltaJob::scratch(self.upstream.problem, &self.blocks)
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, arena: Arena<F>) {
         let Upstream { problem: p, grad_output, grad_state } = self.upstream;
         let mut job = DeltaJob::new(p, &self.blocks, index, arena);
         let (lanes, lines) = (job.lanes, p.value_dim.div_ceil(LINE));
         let tokens = job.segment.tokens(p.time);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
+        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -121,6 +134,7 @@ impl Task for Backward<'_> {
             }
         }
         job.block.load(state_of(p, grad_state, job.segment, job.head), job.state);
+        job.look_ahead(-(STEPS as isize));
         for token in tokens.clone().step_by(STEPS).rev() {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -132,16 +146,16 @@ impl Task for Backward<'_> {
                 let token = token + step;
                 let beta = job.beta[step];
                 // Written by this job's forward scan.
-                let written = unsafe { self.written.written(job.values.at(token), job.values.width) };
+                let written = unsafe { job.values.written::<S>(&self.written, token) };
                 let error = &mut job.output[step * lanes..(step + 1) * lanes];
                 let product = &mut job.residual[step * lanes..(step + 1) * lanes];
-                product[written.len()..].fill(0.0);
+                product[written.len()..].fill(F::default());
                 for ((product, error), written) in product.iter_mut().zip(&*error).zip(&mut *written) {
                     *product = *written * *error;
-                    *written *= beta;
+                    *written = *written * beta;
                 }
                 for error in error {
-                    *error *= beta;
+                    *error = *error * beta;
                 }
                 let sums = (token * p.heads + job.head) * lines + job.from / LINE;
                 for (line, x) in product.as_chunks().0.iter().enumerate() {

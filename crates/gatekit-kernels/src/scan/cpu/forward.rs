@@ -6,6 +6,7 @@ use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::{Decay, Output, Problem, Segment};
 use super::scratch::Arena;
 use super::tile::{Chunk, DecayAxis, Pass, scan};
+use crate::float::Float;
 use crate::memory::{Filling, filled};
 use crate::simd::{Level, Simd};
 
@@ -13,7 +14,7 @@ use crate::simd::{Level, Simd};
 ///
 /// # Panics
 /// If an array does not have the length of its shape or the segments do not cover every token once.
-pub fn forward(problem: &Problem) -> Output {
+pub fn forward<F: Float>(problem: &Problem<F>) -> Output<F> {
     // SAFETY: the level was found on this processor.
     unsafe { forward_at(Level::best(), problem) }
 }
@@ -22,7 +23,7 @@ pub fn forward(problem: &Problem) -> Output {
 ///
 /// # Safety
 /// `level` must be available.
-pub(super) unsafe fn forward_at(level: Level, problem: &Problem) -> Output {
+pub(super) unsafe fn forward_at<F: Float>(level: Level, problem: &Problem<F>) -> Output<F> {
     problem.check();
     let outputs = problem.tokens() * problem.heads * problem.value_dim;
     let states = problem.sequences() * problem.state_len();
@@ -44,8 +45,8 @@ pub(super) unsafe fn forward_at(level: Level, problem: &Problem) -> Output {
 }
 
 /// The job's segment, head and block of lanes.
-pub(super) fn job<'p>(
-    problem: &'p Problem,
+pub(super) fn job<'p, F>(
+    problem: &'p Problem<F>,
     blocks: &Blocks,
     index: usize,
 ) -> (&'p Segment, usize, usize, usize) {
@@ -55,12 +56,12 @@ pub(super) fn job<'p>(
 }
 
 /// The state of a segment and head in `[segments, H, K, V]`, if there is any.
-pub(super) fn state_of<'s>(
-    problem: &Problem,
-    states: Option<&'s [f32]>,
+pub(super) fn state_of<'s, F>(
+    problem: &Problem<F>,
+    states: Option<&'s [F]>,
     segment: &Segment,
     head: usize,
-) -> Option<&'s [f32]> {
+) -> Option<&'s [F]> {
     let offset = problem.state_offset(segment, head);
     states.map(|states| &states[offset..offset + problem.state_len()])
 }
@@ -68,11 +69,11 @@ pub(super) fn state_of<'s>(
 /// The decay factors of columns of K, `keys`, of a head.
 #[inline(always)]
 pub(super) unsafe fn load_decay<S: Simd>(
-    problem: &Problem,
+    problem: &Problem<S::Float>,
     head: usize,
     keys: &Columns,
     token: usize,
-    rows: &mut [f32],
+    rows: &mut [S::Float],
 ) {
     unsafe {
         match problem.decay {
@@ -84,11 +85,11 @@ pub(super) unsafe fn load_decay<S: Simd>(
 }
 
 /// Additive writes: outputs over V, so the state's rows are K and its lanes V.
-struct Additive<'a> {
-    problem: &'a Problem<'a>,
+struct Additive<'a, F> {
+    problem: &'a Problem<'a, F>,
     blocks: Blocks,
-    output: Filling<'a>,
-    state: Filling<'a>,
+    output: Filling<'a, F>,
+    state: Filling<'a, F>,
 }
 
 struct Decayed;
@@ -107,7 +108,9 @@ impl Pass for Undecayed {
     const DELTA: bool = false;
 }
 
-impl Task for Additive<'_> {
+impl<F: Float> Task for Additive<'_, F> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         let (rows, stride) = padded_rows(self.problem.key_dim);
         let lanes = self.blocks.lanes;
@@ -115,12 +118,12 @@ impl Task for Additive<'_> {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, mut arena: Arena<F>) {
         let p = self.problem;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.key_dim);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
-        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride).ahead(STEPS as isize);
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes).ahead(STEPS as isize);
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);
@@ -138,7 +141,7 @@ impl Task for Additive<'_> {
                 values.load::<S>(p.v, token, &mut v[..steps * lanes]);
             }
             let output = &mut output[..steps * lanes];
-            output.fill(0.0);
+            output.fill(F::default());
             let chunk = Chunk {
                 steps,
                 rows,

@@ -4,6 +4,7 @@
 //! a whole number of vectors, so that no kernel has a special case for odd sizes) and the results are copied back.
 
 use super::scratch::LINE;
+use crate::float::Float;
 use crate::memory::Filling;
 use crate::simd::{Simd, exp};
 
@@ -17,33 +18,33 @@ pub(super) fn padded_rows(dim: usize) -> (usize, usize) {
 }
 
 /// What is done to elements while they are copied; not a closure, since these are not always inlined.
-trait Function: Copy {
-    unsafe fn of<S: Simd>(self, x: S::Vector) -> S::Vector;
+trait Function<S: Simd>: Copy {
+    unsafe fn of(self, x: S::Vector) -> S::Vector;
 }
 
 #[derive(Clone, Copy)]
 struct Same;
-impl Function for Same {
+impl<S: Simd> Function<S> for Same {
     #[inline(always)]
-    unsafe fn of<S: Simd>(self, x: S::Vector) -> S::Vector {
+    unsafe fn of(self, x: S::Vector) -> S::Vector {
         x
     }
 }
 
 #[derive(Clone, Copy)]
-struct Times(f32);
-impl Function for Times {
+struct Times<F>(F);
+impl<S: Simd> Function<S> for Times<S::Float> {
     #[inline(always)]
-    unsafe fn of<S: Simd>(self, x: S::Vector) -> S::Vector {
+    unsafe fn of(self, x: S::Vector) -> S::Vector {
         unsafe { S::mul(S::splat(self.0), x) }
     }
 }
 
 #[derive(Clone, Copy)]
 struct Exp;
-impl Function for Exp {
+impl<S: Simd> Function<S> for Exp {
     #[inline(always)]
-    unsafe fn of<S: Simd>(self, x: S::Vector) -> S::Vector {
+    unsafe fn of(self, x: S::Vector) -> S::Vector {
         unsafe { exp::<S>(x) }
     }
 }
@@ -59,12 +60,38 @@ pub(super) struct Columns {
     pub(super) padded: usize,
     /// From one token to the next.
     pub(super) stride: usize,
+    /// Tokens from a chunk to the one that is visited after it.
+    pub(super) ahead: isize,
 }
 
 impl Columns {
     /// Columns `from..from + padded` of head `head` in an array `[B, T, heads, dim]`, as far as they exist.
     pub(super) fn of(head: usize, heads: usize, dim: usize, from: usize, padded: usize) -> Self {
-        Self { start: head * dim + from, width: padded.min(dim - from), padded, stride: heads * dim }
+        Self {
+            start: head * dim + from,
+            width: padded.min(dim - from),
+            padded,
+            stride: heads * dim,
+            ahead: 0,
+        }
+    }
+
+    /// For a loop over chunks of `steps` tokens, forward or in reverse (negative), the next of which is fetched while
+    /// the current one is worked on: heads are a stride apart, which no processor foresees.
+    #[inline(always)]
+    pub(super) fn ahead(self, steps: isize) -> Self {
+        Self { ahead: steps, ..self }
+    }
+
+    /// Fetches the row that stands where this one does in the next chunk. It need not exist.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, row: *const S::Float) {
+        if self.ahead != 0 {
+            let next = row.wrapping_offset(self.ahead * self.stride as isize);
+            for lane in (0..self.width).step_by(LINE) {
+                unsafe { S::prefetch(next.wrapping_add(lane)) };
+            }
+        }
     }
 
     /// Offset of a token's first column.
@@ -75,7 +102,7 @@ impl Columns {
 
     /// Copies tokens `token..` to as many padded rows as `rows` holds.
     #[inline(always)]
-    pub(super) unsafe fn load<S: Simd>(&self, from: &[f32], token: usize, rows: &mut [f32]) {
+    pub(super) unsafe fn load<S: Simd>(&self, from: &[S::Float], token: usize, rows: &mut [S::Float]) {
         unsafe { self.map::<S>(from, token, rows, Same) }
     }
 
@@ -83,26 +110,36 @@ impl Columns {
     #[inline(always)]
     pub(super) unsafe fn load_scaled<S: Simd>(
         &self,
-        from: &[f32],
-        scale: f32,
+        from: &[S::Float],
+        scale: S::Float,
         token: usize,
-        rows: &mut [f32],
+        rows: &mut [S::Float],
     ) {
         unsafe { self.map::<S>(from, token, rows, Times(scale)) }
     }
 
     /// The factors `exp(log_decay)` per column.
     #[inline(always)]
-    pub(super) unsafe fn load_decay<S: Simd>(&self, log_decay: &[f32], token: usize, rows: &mut [f32]) {
+    pub(super) unsafe fn load_decay<S: Simd>(
+        &self,
+        log_decay: &[S::Float],
+        token: usize,
+        rows: &mut [S::Float],
+    ) {
         unsafe { self.map::<S>(log_decay, token, rows, Exp) }
     }
 
     /// As [`Self::load`] from an array that may be absent, which means zeros.
     #[inline(always)]
-    pub(super) unsafe fn load_or_zero<S: Simd>(&self, from: Option<&[f32]>, token: usize, rows: &mut [f32]) {
+    pub(super) unsafe fn load_or_zero<S: Simd>(
+        &self,
+        from: Option<&[S::Float]>,
+        token: usize,
+        rows: &mut [S::Float],
+    ) {
         match from {
             Some(from) => unsafe { self.load::<S>(from, token, rows) },
-            None => rows.fill(0.0),
+            None => rows.fill(S::Float::default()),
         }
     }
 
@@ -110,27 +147,51 @@ impl Columns {
     ///
     /// In vectors by hand: rows are short, so a call to copy one costs more than the copy.
     #[inline(always)]
-    unsafe fn map<S: Simd>(&self, from: &[f32], token: usize, rows: &mut [f32], function: impl Function) {
+    unsafe fn map<S: Simd>(
+        &self,
+        from: &[S::Float],
+        token: usize,
+        rows: &mut [S::Float],
+        function: impl Function<S>,
+    ) {
         let whole = self.width / S::LANES * S::LANES;
         for (i, row) in rows.chunks_exact_mut(self.padded).enumerate() {
             let at = self.at(token + i);
             let from = &from[at..at + self.width];
             let to = row.as_mut_ptr();
+            unsafe { self.prefetch::<S>(from.as_ptr()) };
             // SAFETY: `padded`, a multiple of sixteen, bounds the writes; vectors have at most sixteen lanes.
             unsafe {
                 for lane in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(lane), function.of::<S>(S::load(from.as_ptr().add(lane))));
+                    S::store(to.add(lane), function.of(S::load(from.as_ptr().add(lane))));
                 }
                 let mut end = whole;
                 if whole < self.width {
                     let rest = S::load_first(from.as_ptr().add(whole), self.width - whole);
-                    S::store(to.add(whole), function.of::<S>(rest));
+                    S::store(to.add(whole), function.of(rest));
                     end += S::LANES;
                 }
                 for lane in (end..self.padded).step_by(S::LANES) {
-                    S::store(to.add(lane), S::splat(0.0));
+                    S::store(to.add(lane), S::splat(S::Float::default()));
                 }
             }
+        }
+    }
+
+    /// What has been written to a token's columns.
+    ///
+    /// # Safety
+    /// See [`Filling::written`].
+    #[inline(always)]
+    pub(super) unsafe fn written<'f, S: Simd>(
+        &self,
+        of: &'f Filling<S::Float>,
+        token: usize,
+    ) -> &'f mut [S::Float] {
+        unsafe {
+            let row = of.written(self.at(token), self.width);
+            self.prefetch::<S>(row.as_ptr());
+            row
         }
     }
 
@@ -139,11 +200,12 @@ impl Columns {
     /// # Safety
     /// See [`Filling::write`].
     #[inline(always)]
-    pub(super) unsafe fn store<S: Simd>(&self, rows: &[f32], token: usize, to: &Filling) {
+    pub(super) unsafe fn store<S: Simd>(&self, rows: &[S::Float], token: usize, to: &Filling<S::Float>) {
         let whole = self.width / S::LANES * S::LANES;
         for (i, row) in rows.chunks_exact(self.padded).enumerate() {
             unsafe {
                 let to = to.start().add(self.at(token + i));
+                self.prefetch::<S>(to);
                 for lane in (0..whole).step_by(S::LANES) {
                     S::store(to.add(lane), S::load(row.as_ptr().add(lane)));
                 }
@@ -158,12 +220,12 @@ impl Columns {
 /// The factor `exp(log_decay)` of a head `[B, T, H]`, repeated over rows of `padded` columns.
 #[inline(always)]
 pub(super) unsafe fn load_head_decay<S: Simd>(
-    log_decay: &[f32],
+    log_decay: &[S::Float],
     head: usize,
     heads: usize,
     padded: usize,
     token: usize,
-    rows: &mut [f32],
+    rows: &mut [S::Float],
 ) {
     for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
         // SAFETY: rows are a multiple of sixteen wide.
@@ -192,8 +254,8 @@ pub(super) struct StateBlock {
 impl StateBlock {
     /// Copies columns of V: `block` is `[K padded, lanes]`. No state means zeros.
     #[inline(always)]
-    pub(super) fn load(&self, state: Option<&[f32]>, block: &mut [f32]) {
-        block.fill(0.0);
+    pub(super) fn load<F: Float>(&self, state: Option<&[F]>, block: &mut [F]) {
+        block.fill(F::default());
         let width = self.lanes.min(self.value_dim - self.from);
         if let Some(state) = state {
             for (to, row) in block.chunks_exact_mut(self.lanes).zip(state.chunks_exact(self.value_dim)) {
@@ -207,7 +269,7 @@ impl StateBlock {
     /// # Safety
     /// See [`Filling::write`].
     #[inline(always)]
-    pub(super) unsafe fn store(&self, block: &[f32], offset: usize, to: &Filling) {
+    pub(super) unsafe fn store<F: Float>(&self, block: &[F], offset: usize, to: &Filling<F>) {
         let width = self.lanes.min(self.value_dim - self.from);
         for (i, row) in block.chunks_exact(self.lanes).take(self.key_dim).enumerate() {
             unsafe { to.write(offset + i * self.value_dim + self.from, &row[..width]) };
@@ -216,8 +278,8 @@ impl StateBlock {
 
     /// Copies rows of K: `block` is `[V padded, lanes]`, the transpose. No state means zeros.
     #[inline(always)]
-    pub(super) fn load_transposed(&self, state: Option<&[f32]>, block: &mut [f32]) {
-        block.fill(0.0);
+    pub(super) fn load_transposed<F: Float>(&self, state: Option<&[F]>, block: &mut [F]) {
+        block.fill(F::default());
         let width = self.lanes.min(self.key_dim - self.from);
         if let Some(state) = state {
             for (lane, row) in state.chunks_exact(self.value_dim).skip(self.from).take(width).enumerate() {

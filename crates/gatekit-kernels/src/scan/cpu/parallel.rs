@@ -3,7 +3,10 @@
 use rayon::prelude::*;
 
 use super::scratch::{Arena, LINE, with_scratch};
-use crate::simd::{Kernel, Level, Simd};
+use crate::{
+    float::Float,
+    simd::{Kernel, Level, Simd},
+};
 
 /// Time steps that are copied to scratch memory and scanned together: few enough for the first-level cache.
 pub(super) const STEPS: usize = 32;
@@ -13,6 +16,9 @@ const SERIAL_WORK: usize = 1 << 19;
 
 /// Most padded lanes of a job, which bounds its scratch memory.
 const WIDEST: usize = 256;
+
+/// Lines that would cost a job as much as what it does whatever its number of lanes.
+const COMMON_LINES: usize = 1;
 
 /// How the vectorised index of the states is divided among jobs.
 #[derive(Clone, Copy)]
@@ -26,13 +32,16 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Divides `dim` lanes so that `sequences` independent scans occupy all threads, evenly where possible.
+    /// Divides `dim` lanes so that `sequences` independent scans are done soonest on all threads.
     pub(super) fn new(dim: usize, sequences: usize) -> Self {
         let total = dim.next_multiple_of(LINE);
         let threads = rayon::current_num_threads();
-        let wanted = if threads > 1 { (2 * threads).div_ceil(sequences) } else { 1 };
-        let lines = total / LINE;
-        let lanes = LINE * lines.div_ceil(wanted.clamp(1, lines)).min(WIDEST / LINE);
+        let time = |lines: &usize| {
+            let jobs = sequences * (total / LINE).div_ceil(*lines);
+            jobs.div_ceil(threads) * (lines + COMMON_LINES)
+        };
+        let lines = (1..=(total.min(WIDEST)) / LINE).rev().min_by_key(time).expect("at least one line");
+        let lanes = lines * LINE;
         Self { count: total.div_ceil(lanes), lanes, total }
     }
 
@@ -45,6 +54,9 @@ impl Blocks {
 
 /// A numbered set of independent jobs, generic over the vector width.
 pub(super) trait Task: Sync {
+    /// What it computes in.
+    type Float: Float;
+
     /// Lengths of the pieces of scratch memory that the largest job takes.
     fn scratch(&self) -> Vec<usize>;
 
@@ -52,19 +64,21 @@ pub(super) trait Task: Sync {
     ///
     /// # Safety
     /// To be called through [`for_each`] only, each index once.
-    unsafe fn run<S: Simd>(&self, index: usize, arena: Arena);
+    unsafe fn run<S: Simd<Float = Self::Float>>(&self, index: usize, arena: Arena<Self::Float>);
 }
 
 /// One job of a task, with its scratch memory.
-struct Job<'a, T> {
+struct Job<'a, T: Task> {
     task: &'a T,
     index: usize,
-    arena: Arena<'a>,
+    arena: Arena<'a, T::Float>,
 }
 
 impl<T: Task> Kernel for Job<'_, T> {
+    type Float = T::Float;
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd<Float = T::Float>>(self) {
         unsafe { self.task.run::<S>(self.index, self.arena) }
     }
 }

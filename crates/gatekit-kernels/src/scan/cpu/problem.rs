@@ -4,16 +4,16 @@ use std::ops::Range;
 
 /// Natural logarithm of the decay of each step, never positive.
 #[derive(Clone, Copy, Debug)]
-pub enum Decay<'a> {
+pub enum Decay<'a, F = f32> {
     /// The state never decays.
     None,
     /// One value per head: `[B, T, H]`.
-    PerHead(&'a [f32]),
+    PerHead(&'a [F]),
     /// One value per key channel: `[B, T, H, K]`.
-    PerKey(&'a [f32]),
+    PerKey(&'a [F]),
 }
 
-impl Decay<'_> {
+impl<F> Decay<'_, F> {
     /// Whether there is no decay.
     pub(super) fn is_none(&self) -> bool {
         matches!(self, Self::None)
@@ -64,7 +64,7 @@ impl Segment {
 /// (gated linear attention, Yang et al. 2024, eq. 3; gated delta rule with a decay per channel, Kimi Team 2025, eq. 1),
 /// all arrays contiguous in the order given.
 #[derive(Clone, Debug)]
-pub struct Problem<'a> {
+pub struct Problem<'a, F = f32> {
     /// Batch rows, B.
     pub batch: usize,
     /// Time steps of a row, T.
@@ -78,45 +78,45 @@ pub struct Problem<'a> {
     /// Segments that cover every time step of every row once; their states are `0..segments.len()`, each once.
     pub segments: &'a [Segment],
     /// Factor on the queries.
-    pub scale: f32,
+    pub scale: F,
     /// Queries `[B, T, H, K]`.
-    pub q: &'a [f32],
+    pub q: &'a [F],
     /// Keys `[B, T, H, K]`.
-    pub k: &'a [f32],
+    pub k: &'a [F],
     /// Values `[B, T, H, V]`.
-    pub v: &'a [f32],
+    pub v: &'a [F],
     /// Log decays.
-    pub decay: Decay<'a>,
+    pub decay: Decay<'a, F>,
     /// Write strengths `[B, T, H]` of the delta rule; without them the write is additive.
-    pub beta: Option<&'a [f32]>,
+    pub beta: Option<&'a [F]>,
     /// Initial states `[segments, H, K, V]`, 0 without.
-    pub initial_state: Option<&'a [f32]>,
+    pub initial_state: Option<&'a [F]>,
 }
 
 /// Result of the forward scan.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Output {
+pub struct Output<F = f32> {
     /// o, `[B, T, H, V]`.
-    pub output: Vec<f32>,
+    pub output: Vec<F>,
     /// State after the last step of each segment, `[segments, H, K, V]`.
-    pub state: Vec<f32>,
+    pub state: Vec<F>,
 }
 
 /// Gradients of the scan's inputs, each of its input's shape.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gradients {
+pub struct Gradients<F = f32> {
     /// Of the queries.
-    pub q: Vec<f32>,
+    pub q: Vec<F>,
     /// Of the keys.
-    pub k: Vec<f32>,
+    pub k: Vec<F>,
     /// Of the values.
-    pub v: Vec<f32>,
+    pub v: Vec<F>,
     /// Of the log decays, where there are any.
-    pub decay: Option<Vec<f32>>,
+    pub decay: Option<Vec<F>>,
     /// Of the write strengths, where there are any.
-    pub beta: Option<Vec<f32>>,
+    pub beta: Option<Vec<F>>,
     /// Of the initial states, where they were given.
-    pub initial_state: Option<Vec<f32>>,
+    pub initial_state: Option<Vec<F>>,
 }
 
 /// Panics unless a slice has the length of its shape.
@@ -125,7 +125,7 @@ pub(super) fn expect_shape(name: &str, got: usize, shape: &[usize]) {
     assert!(got == need, "`{name}`: got {got} elements, need {need} for the shape {shape:?}");
 }
 
-impl Problem<'_> {
+impl<F> Problem<'_, F> {
     /// Tokens of all rows, `B * T`.
     pub(super) fn tokens(&self) -> usize {
         self.batch * self.time

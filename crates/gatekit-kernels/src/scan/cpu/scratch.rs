@@ -2,20 +2,23 @@
 
 use std::cell::RefCell;
 
-/// Floats in the alignment unit, and the multiple that vectorised widths are padded to.
+use crate::float::Float;
+
+/// The multiple of floats that vectorised widths are padded to, and that pieces of scratch memory are aligned to.
 pub(super) const LINE: usize = 16;
 
-#[repr(C, align(64))]
+/// Bytes that can be floats of either type.
+#[repr(C, align(128))]
 #[derive(Clone, Copy)]
-struct Line([f32; LINE]);
+struct Line([f64; LINE]);
 
 /// Hands out aligned pieces of one block of memory.
-pub(super) struct Arena<'a>(&'a mut [f32]);
+pub(super) struct Arena<'a, F>(&'a mut [F]);
 
-impl<'a> Arena<'a> {
+impl<'a, F> Arena<'a, F> {
     /// The next `len` floats, of unspecified value.
     #[inline(always)]
-    pub(super) fn take(&mut self, len: usize) -> &'a mut [f32] {
+    pub(super) fn take(&mut self, len: usize) -> &'a mut [F] {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(LINE));
         self.0 = rest;
         &mut piece[..len]
@@ -28,14 +31,15 @@ thread_local! {
 
 /// Calls `work` with the calling thread's scratch memory, enough for pieces of the given lengths. It is kept for the next
 /// call: its size depends on K and V but not on the length of the sequence.
-pub(super) fn with_scratch(pieces: &[usize], work: impl FnOnce(Arena)) {
+pub(super) fn with_scratch<F: Float>(pieces: &[usize], work: impl FnOnce(Arena<F>)) {
     SCRATCH.with_borrow_mut(|lines| {
-        let need = pieces.iter().map(|len| len.div_ceil(LINE)).sum();
+        let floats: usize = pieces.iter().map(|len| len.next_multiple_of(LINE)).sum();
+        let need = (floats * size_of::<F>()).div_ceil(size_of::<Line>());
         if lines.len() < need {
             lines.resize(need, Line([0.0; LINE]));
         }
-        // SAFETY: a line is sixteen floats without padding bytes.
-        let floats = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) };
+        // SAFETY: lines have no padding bytes, float32 and float64 no invalid bytes; `need` lines hold the floats.
+        let floats = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), floats) };
         work(Arena(floats));
     });
 }

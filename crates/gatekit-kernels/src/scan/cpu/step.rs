@@ -5,12 +5,13 @@ use super::parallel::{Blocks, Task, for_each};
 use super::problem::{Decay, expect_shape};
 use super::scratch::{Arena, LINE};
 use super::tile::{load, store};
+use crate::float::Float;
 use crate::memory::{Filling, filled};
-use crate::simd::{Level, Plain, Simd, Single};
+use crate::simd::{Level, Plain, Simd, Single, Target};
 
 /// Inputs of one step of the scan that [`Problem`](super::Problem) defines.
 #[derive(Clone, Debug)]
-pub struct StepProblem<'a> {
+pub struct StepProblem<'a, F = f32> {
     /// Sequences, B.
     pub batch: usize,
     /// Heads, H.
@@ -20,24 +21,24 @@ pub struct StepProblem<'a> {
     /// Width of values, V.
     pub value_dim: usize,
     /// Factor on the queries.
-    pub scale: f32,
+    pub scale: F,
     /// Queries `[B, H, K]`.
-    pub q: &'a [f32],
+    pub q: &'a [F],
     /// Keys `[B, H, K]`.
-    pub k: &'a [f32],
+    pub k: &'a [F],
     /// Values `[B, H, V]`.
-    pub v: &'a [f32],
+    pub v: &'a [F],
     /// Log decays, here `[B, H]` or `[B, H, K]`.
-    pub decay: Decay<'a>,
+    pub decay: Decay<'a, F>,
     /// Write strengths `[B, H]` of the delta rule; without them the write is additive.
-    pub beta: Option<&'a [f32]>,
+    pub beta: Option<&'a [F]>,
 }
 
 /// Advances the states `[B, H, K, V]` in place by one token and returns its outputs `[B, H, V]`.
 ///
 /// # Panics
 /// If an array does not have the length of its shape.
-pub fn step(problem: &StepProblem, state: &mut [f32]) -> Vec<f32> {
+pub fn step<F: Float>(problem: &StepProblem<F>, state: &mut [F]) -> Vec<F> {
     // SAFETY: the level was found on this processor.
     unsafe { step_at(Level::best(), problem, state) }
 }
@@ -46,7 +47,7 @@ pub fn step(problem: &StepProblem, state: &mut [f32]) -> Vec<f32> {
 ///
 /// # Safety
 /// `level` must be available.
-pub(super) unsafe fn step_at(level: Level, problem: &StepProblem, state: &mut [f32]) -> Vec<f32> {
+pub(super) unsafe fn step_at<F: Float>(level: Level, problem: &StepProblem<F>, state: &mut [F]) -> Vec<F> {
     let StepProblem { batch, heads, key_dim, value_dim, .. } = *problem;
     for (name, size) in [("batch", batch), ("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)] {
         assert!(size > 0, "`{name}`: got 0, need at least 1");
@@ -77,20 +78,22 @@ pub(super) unsafe fn step_at(level: Level, problem: &StepProblem, state: &mut [f
 }
 
 /// A sequence, a head and a block of V: works on the state where it is.
-struct Step<'a> {
-    problem: &'a StepProblem<'a>,
+struct Step<'a, F> {
+    problem: &'a StepProblem<'a, F>,
     blocks: Blocks,
-    state: Filling<'a>,
-    output: Filling<'a>,
+    state: Filling<'a, F>,
+    output: Filling<'a, F>,
 }
 
-impl Task for Step<'_> {
+impl<F: Float> Task for Step<'_, F> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         vec![self.problem.key_dim.next_multiple_of(LINE); 4]
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, mut arena: Arena<F>) {
         let p = self.problem;
         let (sequence, block) = (index / self.blocks.count, index % self.blocks.count);
         let (from, lanes) = self.blocks.get(block);
@@ -102,13 +105,13 @@ impl Task for Step<'_> {
             keys.load_scaled::<S>(p.q, p.scale, sequence, q);
             keys.load::<S>(p.k, sequence, k);
             match p.decay {
-                Decay::None => decay.fill(1.0),
+                Decay::None => decay.fill(F::of(1.0)),
                 Decay::PerHead(g) => load_head_decay::<S>(g, 0, 1, padded, sequence, decay),
                 Decay::PerKey(g) => keys.load_decay::<S>(g, sequence, decay),
             }
         }
         for (x, (k, decay)) in reading.iter_mut().zip(k.iter().zip(&*decay)) {
-            *x = k * decay;
+            *x = *k * *decay;
         }
         let head = Head {
             q,
@@ -133,10 +136,10 @@ impl Task for Step<'_> {
                     head.columns::<S, 4>(state, v, output)
                 } else if rest >= S::LANES {
                     head.columns::<S, 1>(state, v, output)
-                } else if rest >= Plain::LANES {
-                    head.columns::<Plain, 1>(state, v, output)
+                } else if rest >= Plain::<F>::LANES {
+                    head.columns::<Plain<F>, 1>(state, v, output)
                 } else {
-                    head.columns::<Single, 1>(state, v, output)
+                    head.columns::<Single<Target, F>, 1>(state, v, output)
                 };
             }
         }
@@ -144,32 +147,32 @@ impl Task for Step<'_> {
 }
 
 /// What all columns of a state are updated with.
-struct Head<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    decay: &'a [f32],
+struct Head<'a, F> {
+    q: &'a [F],
+    k: &'a [F],
+    decay: &'a [F],
     /// k times the decay.
-    reading: &'a [f32],
+    reading: &'a [F],
     /// K
     rows: usize,
     /// V: from one row of the state to the next.
     stride: usize,
-    beta: Option<f32>,
+    beta: Option<F>,
 }
 
-impl Head<'_> {
+impl<F: Float> Head<'_, F> {
     /// Updates `N` vectors of columns and writes their outputs; returns the number of columns.
     #[inline(always)]
-    unsafe fn columns<S: Simd, const N: usize>(
+    unsafe fn columns<S: Simd<Float = F>, const N: usize>(
         &self,
-        state: *mut f32,
-        v: *const f32,
-        output: *mut f32,
+        state: *mut F,
+        v: *const F,
+        output: *mut F,
     ) -> usize {
         unsafe {
             let mut written = load::<S, N>(v);
             if let Some(beta) = self.beta {
-                let mut held = [S::splat(0.0); N];
+                let mut held = [S::splat(F::default()); N];
                 for row in 0..self.rows {
                     let (x, s) = (S::splat(self.reading[row]), load::<S, N>(state.add(row * self.stride)));
                     for n in 0..N {
@@ -180,7 +183,7 @@ impl Head<'_> {
                     written[n] = S::mul(S::sub(written[n], held[n]), S::splat(beta));
                 }
             }
-            let mut sum = [S::splat(0.0); N];
+            let mut sum = [S::splat(F::default()); N];
             for row in 0..self.rows {
                 let (q, k, decay) = (S::splat(self.q[row]), S::splat(self.k[row]), S::splat(self.decay[row]));
                 let mut s = load::<S, N>(state.add(row * self.stride));

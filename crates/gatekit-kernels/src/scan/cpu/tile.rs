@@ -38,28 +38,28 @@ pub(super) enum DecayAxis {
 }
 
 /// Operands of a chunk, all contiguous and padded.
-pub(super) struct Chunk {
+pub(super) struct Chunk<F> {
     pub(super) steps: usize,
     pub(super) rows: usize,
     /// From one step to the next in `[steps, rows]`.
     pub(super) row_stride: usize,
     pub(super) lanes: usize,
     /// `[rows, lanes]`
-    pub(super) state: *mut f32,
+    pub(super) state: *mut F,
     /// `[steps, rows]` or `[steps, lanes]`, see [`Pass::DECAY`].
-    pub(super) decay: *const f32,
+    pub(super) decay: *const F,
     /// `[steps, rows]`
-    pub(super) in_row: *const f32,
+    pub(super) in_row: *const F,
     /// `[steps, lanes]`
-    pub(super) in_lane: *const f32,
+    pub(super) in_lane: *const F,
     /// `[steps, rows]`
-    pub(super) out_row: *const f32,
+    pub(super) out_row: *const F,
     /// `[steps, lanes]`, added to.
-    pub(super) out_lane: *mut f32,
+    pub(super) out_lane: *mut F,
     /// `[steps, rows]`: `out_row2` forward, `in_row2` in reverse.
-    pub(super) row2: *const f32,
+    pub(super) row2: *const F,
     /// `[steps, lanes]`: `out2` (added to) forward, `in_lane2` in reverse.
-    pub(super) lane2: *mut f32,
+    pub(super) lane2: *mut F,
 }
 
 /// Runs a pass over the whole state.
@@ -68,7 +68,7 @@ pub(super) struct Chunk {
 /// See [`Simd`]; the operands must be as [`Chunk`] says (those that the pass does not use may be null), `rows` a
 /// multiple of 8 and `lanes` of 16.
 #[inline(always)]
-pub(super) unsafe fn scan<S: Simd, P: Pass>(chunk: &Chunk) {
+pub(super) unsafe fn scan<S: Simd, P: Pass>(chunk: &Chunk<S::Float>) {
     let vectors = chunk.lanes / S::LANES;
     let widest = widest::<S, P>();
     let mut vector = 0;
@@ -96,7 +96,7 @@ const fn widest<S: Simd, P: Pass>() -> usize {
 
 /// All rows of `N` vectors of lanes: the chunk's output there stays in the nearest cache.
 #[inline(always)]
-unsafe fn column<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk, lane: usize) {
+unsafe fn column<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk<S::Float>, lane: usize) {
     if N > widest::<S, P>() {
         return; // never reached, so not compiled either
     }
@@ -107,10 +107,14 @@ unsafe fn column<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk
 
 /// `R` rows of `N` vectors of lanes.
 #[inline(always)]
-unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk, row: usize, lane: usize) {
+unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(
+    chunk: &Chunk<S::Float>,
+    row: usize,
+    lane: usize,
+) {
     let lanes = chunk.lanes;
     unsafe {
-        let mut state = [[S::splat(0.0); N]; R];
+        let mut state = [[S::splat(S::Float::default()); N]; R];
         for (r, state) in state.iter_mut().enumerate() {
             *state = load::<S, N>(chunk.state.add((row + r) * lanes + lane));
         }
@@ -180,9 +184,9 @@ unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(chunk: &Chunk, 
 
 /// `N` consecutive vectors.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd, const N: usize>(from: *const f32) -> [S::Vector; N] {
+pub(super) unsafe fn load<S: Simd, const N: usize>(from: *const S::Float) -> [S::Vector; N] {
     unsafe {
-        let mut vectors = [S::splat(0.0); N];
+        let mut vectors = [S::splat(S::Float::default()); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             *vector = S::load(from.add(n * S::LANES));
         }
@@ -192,7 +196,7 @@ pub(super) unsafe fn load<S: Simd, const N: usize>(from: *const f32) -> [S::Vect
 
 /// Writes `N` consecutive vectors.
 #[inline(always)]
-pub(super) unsafe fn store<S: Simd, const N: usize>(to: *mut f32, vectors: [S::Vector; N]) {
+pub(super) unsafe fn store<S: Simd, const N: usize>(to: *mut S::Float, vectors: [S::Vector; N]) {
     for (n, vector) in vectors.into_iter().enumerate() {
         unsafe { S::store(to.add(n * S::LANES), vector) };
     }

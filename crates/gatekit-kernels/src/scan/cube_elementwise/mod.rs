@@ -101,15 +101,7 @@ pub(super) fn elementwise_backward<B: Backend<FloatTensorPrimitive = CubeTensor>
     spec: &ElementwiseSpec,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     if !spec.fused || ![&output, &log_decay, &initial_state, &gradient].into_iter().all(is_fused) {
-        let (of_output, of_state) = of.sort(gradient);
-        return portable::elementwise_backward::<B>(
-            output,
-            log_decay,
-            initial_state,
-            of_output,
-            of_state,
-            spec,
-        );
+        return portable::elementwise_backward::<B>(output, log_decay, initial_state, gradient, of, spec);
     }
     let [output, log_decay, gradient] = [output, log_decay, gradient].map(into_contiguous);
     let initial_state = if spec.has_initial_state { into_contiguous(initial_state) } else { output.clone() };

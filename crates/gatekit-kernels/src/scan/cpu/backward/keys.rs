@@ -7,36 +7,41 @@ use super::super::problem::Decay;
 use super::super::scratch::{Arena, LINE};
 use super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::Upstream;
+use crate::float::{Float, sum16};
 use crate::memory::{Filling, filled};
-use crate::simd::{Level, Simd, dot, sum16};
+use crate::simd::{Level, Simd, dot};
 
 /// Steps between two states that the decay's gradient starts from, a multiple of [`STEPS`].
 const MARK: usize = 256;
 
 /// Log decays below this have no visible effect (exp(-30) = 1e-13); their gradient is written as 0.
-const FLOOR: f32 = -30.0;
+const FLOOR: f64 = -30.0;
 
 /// The rank-one terms of the state's recurrence, `[B, T, H, V]`.
 #[derive(Clone, Copy)]
-pub(super) struct Terms<'a> {
+pub(super) struct Terms<'a, F> {
     /// d_t: what is written under the key.
-    pub(super) written: &'a [f32],
+    pub(super) written: &'a [F],
     /// dv_t of the delta rule: how the error flows through what the key holds.
-    pub(super) erased: Option<&'a [f32]>,
+    pub(super) erased: Option<&'a [F]>,
 }
 
 /// Gradients that are made with K as the lanes.
-pub(super) struct KeyGradients {
-    pub(super) q: Vec<f32>,
-    pub(super) k: Vec<f32>,
-    pub(super) decay: Option<Vec<f32>>,
+pub(super) struct KeyGradients<F> {
+    pub(super) q: Vec<F>,
+    pub(super) k: Vec<F>,
+    pub(super) decay: Option<Vec<F>>,
 }
 
 /// The gradients over K.
 ///
 /// # Safety
 /// `level` must be available.
-pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) -> KeyGradients {
+pub(super) unsafe fn over_keys<F: Float>(
+    level: Level,
+    upstream: &Upstream<F>,
+    terms: Terms<F>,
+) -> KeyGradients<F> {
     let p = upstream.problem;
     let lines = p.key_dim.div_ceil(LINE);
     let decay_len = match p.decay {
@@ -51,10 +56,10 @@ pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) 
             let jobs = p.sequences() * blocks.count;
             let work = 6 * p.tokens() * p.heads * p.state_len();
             if terms.erased.is_some() {
-                let task = OverKeys::<true> { upstream: *upstream, terms, blocks, q, k, decay };
+                let task = OverKeys::<F, true> { upstream: *upstream, terms, blocks, q, k, decay };
                 for_each(level, &task, jobs, work);
             } else {
-                let task = OverKeys::<false> { upstream: *upstream, terms, blocks, q, k, decay };
+                let task = OverKeys::<F, false> { upstream: *upstream, terms, blocks, q, k, decay };
                 for_each(level, &task, jobs, work);
             }
         })
@@ -63,7 +68,7 @@ pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) 
         Decay::None => None,
         Decay::PerKey(_) => Some(decay),
         Decay::PerHead(g) => {
-            let sum = |parts: &[f32]| parts.iter().fold(0.0, |sum, x| sum + x);
+            let sum = |parts: &[F]| parts.iter().fold(F::default(), |sum, x| sum + *x);
             Some(
                 g.iter()
                     .zip(decay.chunks_exact(lines))
@@ -77,20 +82,20 @@ pub(super) unsafe fn over_keys(level: Level, upstream: &Upstream, terms: Terms) 
 
 /// The gradient of a log decay, 0 where the decay is too strong to matter.
 #[inline(always)]
-fn above_floor(log_decay: f32, gradient: f32) -> f32 {
-    if log_decay < FLOOR { 0.0 } else { gradient }
+fn above_floor<F: Float>(log_decay: F, gradient: F) -> F {
+    if log_decay < F::of(FLOOR) { F::default() } else { gradient }
 }
 
 /// Gradients of q, k and the decays: a scan forward for q, then one in reverse for k; the states' rows are V, their
 /// lanes K. `DELTA`: with the delta rule's second term.
-struct OverKeys<'a, const DELTA: bool> {
-    upstream: Upstream<'a>,
-    terms: Terms<'a>,
+struct OverKeys<'a, F, const DELTA: bool> {
+    upstream: Upstream<'a, F>,
+    terms: Terms<'a, F>,
     blocks: Blocks,
-    q: Filling<'a>,
-    k: Filling<'a>,
+    q: Filling<'a, F>,
+    k: Filling<'a, F>,
     /// `[B, T, H, K]`; for a decay per head `[B, T, H, lines]`, the sums over sixteen channels each.
-    decay: Filling<'a>,
+    decay: Filling<'a, F>,
 }
 
 /// A scan over the transposed state, whose outputs leave out a step's own write; `D`: with decay, `R`: in reverse.
@@ -102,7 +107,9 @@ impl<const D: bool, const R: bool, const DELTA: bool> Pass for Keys<D, R, DELTA>
     const DELTA: bool = DELTA;
 }
 
-impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
+impl<F: Float, const DELTA: bool> Task for OverKeys<'_, F, DELTA> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         let (rows, stride) = padded_rows(self.upstream.problem.value_dim);
         let lanes = self.blocks.lanes;
@@ -110,7 +117,7 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, mut arena: Arena<F>) {
         let p = self.upstream.problem;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.value_dim);
@@ -149,6 +156,7 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
         }
 
         block.load_transposed(state_of(p, p.initial_state, segment, head), job.state);
+        job.look_ahead(STEPS as isize);
         for (token, steps) in chunks.clone().chain([(last, 1)]) {
             if is_mark(token) {
                 job.marks.extend_from_slice(job.state);
@@ -156,7 +164,8 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
             unsafe { job.forward::<S>(token, steps) };
         }
         block.load_transposed(state_of(p, self.upstream.grad_state, segment, head), job.state);
-        job.running.fill(0.0);
+        job.running.fill(F::default());
+        job.look_ahead(-(STEPS as isize));
         for (token, steps) in [(last, 1)].into_iter().chain(chunks.rev()) {
             unsafe { job.reverse::<S>(token, steps) };
             if is_mark(token) {
@@ -167,8 +176,8 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
 }
 
 /// One segment, head and block of K.
-struct KeyJob<'j, const DELTA: bool> {
-    over: &'j OverKeys<'j, DELTA>,
+struct KeyJob<'j, F, const DELTA: bool> {
+    over: &'j OverKeys<'j, F, DELTA>,
     head: usize,
     from: usize,
     /// V, padded.
@@ -180,26 +189,31 @@ struct KeyJob<'j, const DELTA: bool> {
     keys: Columns,
     values: Columns,
     /// S, then H: `[rows, lanes]`.
-    state: &'j mut [f32],
+    state: &'j mut [F],
     /// d, do and the delta rule's dv: `[STEPS, stride]`.
-    written: &'j mut [f32],
-    grad: &'j mut [f32],
-    erased: &'j mut [f32],
+    written: &'j mut [F],
+    grad: &'j mut [F],
+    erased: &'j mut [F],
     /// `[STEPS, lanes]`
-    q: &'j mut [f32],
-    k: &'j mut [f32],
-    decay: &'j mut [f32],
-    output: &'j mut [f32],
-    second: &'j mut [f32],
+    q: &'j mut [F],
+    k: &'j mut [F],
+    decay: &'j mut [F],
+    output: &'j mut [F],
+    second: &'j mut [F],
     /// The decay's gradient at the earliest step so far, per lane.
-    running: &'j mut [f32],
+    running: &'j mut [F],
     /// States S at the marks.
-    marks: Vec<f32>,
+    marks: Vec<F>,
 }
 
-impl<const DELTA: bool> KeyJob<'_, DELTA> {
+impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
+    /// See [`Columns::ahead`].
+    fn look_ahead(&mut self, steps: isize) {
+        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    }
+
     #[inline(always)]
-    unsafe fn load<S: Simd>(&mut self, token: usize, steps: usize) {
+    unsafe fn load<S: Simd<Float = F>>(&mut self, token: usize, steps: usize) {
         let (p, terms) = (self.over.upstream.problem, self.over.terms);
         let (rows, lanes) = (steps * self.stride, steps * self.lanes);
         unsafe {
@@ -212,17 +226,17 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
             self.keys.load::<S>(p.k, token, &mut self.k[..lanes]);
             load_decay::<S>(p, self.head, &self.keys, token, &mut self.decay[..lanes]);
         }
-        self.output[..lanes].fill(0.0);
+        self.output[..lanes].fill(F::default());
     }
 
     /// dq of a chunk, the q part of the decay's gradient, and for the delta rule the part of dk that erases.
     #[inline(always)]
-    unsafe fn forward<S: Simd>(&mut self, token: usize, steps: usize) {
+    unsafe fn forward<S: Simd<Float = F>>(&mut self, token: usize, steps: usize) {
         unsafe { self.load::<S>(token, steps) };
         let over = self.over;
         let p = over.upstream.problem;
         let (stride, lanes) = (self.stride, self.lanes);
-        self.second[..steps * lanes].fill(0.0);
+        self.second[..steps * lanes].fill(F::default());
         let chunk = Chunk {
             steps,
             rows: self.rows,
@@ -259,7 +273,7 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
                     if DELTA {
                         let erased = S::load(second);
                         product = S::neg_mul_add(k, erased, product);
-                        S::store(second, S::sub(S::splat(0.0), erased));
+                        S::store(second, S::sub(S::splat(F::default()), erased));
                     }
                     S::store(q, product);
                 }
@@ -296,7 +310,7 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
     #[inline(always)]
     unsafe fn start_at_mark(&mut self, token: usize) {
         let start = self.marks.len() - self.state.len();
-        self.running.fill(0.0);
+        self.running.fill(F::default());
         for (h, s) in self.state.chunks_exact(self.lanes).zip(self.marks[start..].chunks_exact(self.lanes)) {
             for lane in 0..self.lanes {
                 self.running[lane] += h[lane] * s[lane];
@@ -326,7 +340,7 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
 
     /// dk of a chunk, and the decay's gradient.
     #[inline(always)]
-    unsafe fn reverse<S: Simd>(&mut self, token: usize, steps: usize) {
+    unsafe fn reverse<S: Simd<Float = F>>(&mut self, token: usize, steps: usize) {
         unsafe { self.load::<S>(token, steps) };
         let over = self.over;
         let p = over.upstream.problem;
@@ -367,9 +381,9 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
         if DELTA {
             for (step, dk) in self.output.chunks_exact(lanes).take(steps).enumerate() {
                 // Written by this job's forward scan.
-                let erased = unsafe { over.k.written(self.keys.at(token + step), self.keys.width) };
+                let erased = unsafe { self.keys.written::<S>(&over.k, token + step) };
                 for (x, dk) in erased.iter_mut().zip(dk) {
-                    *x += dk;
+                    *x += *dk;
                 }
             }
         } else {
@@ -391,12 +405,11 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
             }
             Decay::PerKey(g) => {
                 for (step, k) in self.k.chunks_exact(lanes).take(steps).enumerate().rev() {
-                    let at = self.keys.at(token + step);
                     // Written by this job's forward scan.
-                    let sums = unsafe { over.decay.written(at, self.keys.width) };
-                    let g = &g[at..at + self.keys.width];
+                    let sums = unsafe { self.keys.written::<S>(&over.decay, token + step) };
+                    let g = &g[self.keys.at(token + step)..][..sums.len()];
                     for (((sum, running), k), g) in sums.iter_mut().zip(&mut *self.running).zip(k).zip(g) {
-                        *running += *sum - k;
+                        *running += *sum - *k;
                         *sum = above_floor(*g, *running);
                     }
                 }
@@ -407,6 +420,6 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
 
 /// A padded row, sixteen floats at a time.
 #[inline(always)]
-fn lines(row: &[f32]) -> impl Iterator<Item = &[f32; LINE]> {
+fn lines<F>(row: &[F]) -> impl Iterator<Item = &[F; LINE]> {
     row.as_chunks().0.iter()
 }

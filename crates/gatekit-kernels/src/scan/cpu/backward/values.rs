@@ -6,6 +6,7 @@ use super::super::parallel::{Blocks, STEPS, Task, for_each};
 use super::super::scratch::Arena;
 use super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::{Upstream, ValueGradients};
+use crate::float::Float;
 use crate::memory::{Filling, filled};
 use crate::simd::{Level, Simd};
 
@@ -13,9 +14,9 @@ use crate::simd::{Level, Simd};
 ///
 /// # Safety
 /// `level` must be available.
-pub(super) unsafe fn over_values(level: Level, upstream: &Upstream) -> ValueGradients {
+pub(super) unsafe fn over_values<F: Float>(level: Level, upstream: &Upstream<F>) -> ValueGradients<F> {
     let p = upstream.problem;
-    let states = p.initial_state.map_or(0, <[f32]>::len);
+    let states = p.initial_state.map_or(0, <[F]>::len);
     let [v, state] = unsafe {
         filled([p.v.len(), states], |places| {
             let [v, state] = places.map(Filling::unwritten);
@@ -29,11 +30,11 @@ pub(super) unsafe fn over_values(level: Level, upstream: &Upstream) -> ValueGrad
 }
 
 /// The additive scan's gradients of v and of the initial state: one scan in reverse, the state's rows K, its lanes V.
-struct OverValues<'a> {
-    upstream: Upstream<'a>,
+struct OverValues<'a, F> {
+    upstream: Upstream<'a, F>,
     blocks: Blocks,
-    v: Filling<'a>,
-    state: Filling<'a>,
+    v: Filling<'a, F>,
+    state: Filling<'a, F>,
 }
 
 /// A scan in reverse whose outputs include a step's own write; `D`: with decay.
@@ -45,7 +46,9 @@ impl<const D: bool> Pass for ReverseValues<D> {
     const DELTA: bool = false;
 }
 
-impl Task for OverValues<'_> {
+impl<F: Float> Task for OverValues<'_, F> {
+    type Float = F;
+
     fn scratch(&self) -> Vec<usize> {
         let (rows, stride) = padded_rows(self.upstream.problem.key_dim);
         let lanes = self.blocks.lanes;
@@ -53,12 +56,12 @@ impl Task for OverValues<'_> {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, index: usize, mut arena: Arena) {
+    unsafe fn run<S: Simd<Float = F>>(&self, index: usize, mut arena: Arena<F>) {
         let Upstream { problem: p, grad_output, grad_state } = self.upstream;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.key_dim);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
-        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride).ahead(-(STEPS as isize));
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes).ahead(-(STEPS as isize));
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);
@@ -76,7 +79,7 @@ impl Task for OverValues<'_> {
                 values.load_or_zero::<S>(grad_output, token, &mut grad[..steps * lanes]);
             }
             let v = &mut v[..steps * lanes];
-            v.fill(0.0);
+            v.fill(F::default());
             let chunk = Chunk {
                 steps,
                 rows,

@@ -6,11 +6,14 @@ use super::super::parallel::{Blocks, STEPS};
 use super::super::problem::{Problem, Segment};
 use super::super::scratch::Arena;
 use super::super::tile::{load, store};
-use crate::simd::{Simd, dot};
+use crate::{
+    float::Float,
+    simd::{Simd, dot},
+};
 
 /// One segment, head and block of V, with its scratch memory.
-pub(super) struct DeltaJob<'j> {
-    pub(super) problem: &'j Problem<'j>,
+pub(super) struct DeltaJob<'j, F> {
+    pub(super) problem: &'j Problem<'j, F>,
     pub(super) segment: &'j Segment,
     pub(super) head: usize,
     pub(super) from: usize,
@@ -24,35 +27,40 @@ pub(super) struct DeltaJob<'j> {
     pub(super) values: Columns,
     pub(super) block: StateBlock,
     /// S or H: `[rows, lanes]`.
-    pub(super) state: &'j mut [f32],
+    pub(super) state: &'j mut [F],
     /// `[STEPS, stride]`; the last two are the first two times the decay, and unused where there is none.
-    pub(super) q: &'j mut [f32],
-    pub(super) k: &'j mut [f32],
-    pub(super) decay: &'j mut [f32],
-    pub(super) decayed_q: &'j mut [f32],
-    pub(super) decayed_k: &'j mut [f32],
+    pub(super) q: &'j mut [F],
+    pub(super) k: &'j mut [F],
+    pub(super) decay: &'j mut [F],
+    pub(super) decayed_q: &'j mut [F],
+    pub(super) decayed_k: &'j mut [F],
     /// `[STEPS, lanes]`: v forward, do in reverse.
-    pub(super) value: &'j mut [f32],
+    pub(super) value: &'j mut [F],
     /// `[STEPS, lanes]`: o forward, e in reverse.
-    pub(super) output: &'j mut [f32],
+    pub(super) output: &'j mut [F],
     /// `[STEPS, lanes]`: r.
-    pub(super) residual: &'j mut [f32],
+    pub(super) residual: &'j mut [F],
     /// `[STEPS]`: beta, and scale q^T k.
-    pub(super) beta: &'j mut [f32],
-    pub(super) own: &'j mut [f32],
+    pub(super) beta: &'j mut [F],
+    pub(super) own: &'j mut [F],
 }
 
-impl<'j> DeltaJob<'j> {
+impl<'j, F: Float> DeltaJob<'j, F> {
     /// Lengths of the scratch memory.
-    pub(super) fn scratch(problem: &Problem, blocks: &Blocks) -> Vec<usize> {
+    pub(super) fn scratch(problem: &Problem<F>, blocks: &Blocks) -> Vec<usize> {
         let (rows, stride) = padded_rows(problem.key_dim);
         let lanes = blocks.lanes;
         [[rows * lanes].as_slice(), &[STEPS * stride; 5], &[STEPS * lanes; 3], &[STEPS; 2]].concat()
     }
 
-    #[inline(always)]
     /// Job `index` of the pairs of a segment and a head times the blocks of V.
-    pub(super) fn new(problem: &'j Problem, blocks: &Blocks, index: usize, mut arena: Arena<'j>) -> Self {
+    #[inline(always)]
+    pub(super) fn new(
+        problem: &'j Problem<F>,
+        blocks: &Blocks,
+        index: usize,
+        mut arena: Arena<'j, F>,
+    ) -> Self {
         let (segment, head, from, lanes) = job(problem, blocks, index);
         let (rows, stride) = padded_rows(problem.key_dim);
         let Problem { heads, key_dim, value_dim, .. } = *problem;
@@ -81,9 +89,14 @@ impl<'j> DeltaJob<'j> {
         }
     }
 
+    /// See [`Columns::ahead`].
+    pub(super) fn look_ahead(&mut self, steps: isize) {
+        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    }
+
     /// The operands of a chunk that do not depend on the direction.
     #[inline(always)]
-    pub(super) unsafe fn load<S: Simd>(&mut self, token: usize, steps: usize) {
+    pub(super) unsafe fn load<S: Simd<Float = F>>(&mut self, token: usize, steps: usize) {
         let (p, stride) = (self.problem, self.stride);
         let len = steps * stride;
         unsafe {
@@ -100,7 +113,7 @@ impl<'j> DeltaJob<'j> {
             }
         }
         for step in 0..steps {
-            self.beta[step] = p.beta.map_or(1.0, |beta| beta[(token + step) * p.heads + self.head]);
+            self.beta[step] = p.beta.map_or(F::of(1.0), |beta| beta[(token + step) * p.heads + self.head]);
             let at = step * stride..(step + 1) * stride;
             self.own[step] = unsafe { dot::<S>(&self.q[at.clone()], &self.k[at]) };
         }
@@ -108,7 +121,7 @@ impl<'j> DeltaJob<'j> {
 
     /// Residuals of a chunk, and with `OUTPUT` its outputs; the state moves on.
     #[inline(always)]
-    pub(super) unsafe fn scan_forward<S: Simd, const OUTPUT: bool>(&mut self, steps: usize) {
+    pub(super) unsafe fn scan_forward<S: Simd<Float = F>, const OUTPUT: bool>(&mut self, steps: usize) {
         let vectors = self.lanes / S::LANES;
         let mut vector = 0;
         while vector < vectors {
@@ -131,7 +144,7 @@ impl<'j> DeltaJob<'j> {
     }
 
     #[inline(always)]
-    unsafe fn forward_column<S: Simd, const N: usize, const DECAY: bool, const OUTPUT: bool>(
+    unsafe fn forward_column<S: Simd<Float = F>, const N: usize, const DECAY: bool, const OUTPUT: bool>(
         &mut self,
         steps: usize,
         lane: usize,
@@ -160,8 +173,8 @@ impl<'j> DeltaJob<'j> {
                 let (q, k, decay) = (q.add(step * stride), k.add(step * stride), decay.add(step * stride));
                 let next = reading.add((step + 1).min(steps - 1) * stride);
                 // Even and odd rows have sums of their own, for two shorter chains of additions.
-                let mut output = [[S::splat(0.0); N]; 2];
-                let mut reads = [[S::splat(0.0); N]; 2];
+                let mut output = [[S::splat(F::default()); N]; 2];
+                let mut reads = [[S::splat(F::default()); N]; 2];
                 for row in (0..rows).step_by(2) {
                     for half in 0..2 {
                         let row = row + half;
@@ -192,7 +205,7 @@ impl<'j> DeltaJob<'j> {
 
     /// The errors e of a chunk; the state's gradient moves back.
     #[inline(always)]
-    pub(super) unsafe fn scan_reverse<S: Simd>(&mut self, steps: usize) {
+    pub(super) unsafe fn scan_reverse<S: Simd<Float = F>>(&mut self, steps: usize) {
         let vectors = self.lanes / S::LANES;
         let mut vector = 0;
         while vector < vectors {
@@ -215,7 +228,7 @@ impl<'j> DeltaJob<'j> {
     }
 
     #[inline(always)]
-    unsafe fn reverse_column<S: Simd, const N: usize, const DECAY: bool>(
+    unsafe fn reverse_column<S: Simd<Float = F>, const N: usize, const DECAY: bool>(
         &mut self,
         steps: usize,
         lane: usize,
@@ -235,7 +248,7 @@ impl<'j> DeltaJob<'j> {
                 let at = step * lanes + lane;
                 let (beta, own) = (S::splat(self.beta[step]), S::splat(self.own[step]));
                 let grad = load::<S, N>(self.value.as_ptr().add(at));
-                let mut error = [S::splat(0.0); N];
+                let mut error = [S::splat(F::default()); N];
                 for n in 0..N {
                     error[n] = S::mul_add(own, grad[n], reached[n]);
                 }
@@ -246,7 +259,7 @@ impl<'j> DeltaJob<'j> {
                 let (write, erase, decay) =
                     (write.add(step * stride), erase.add(step * stride), decay.add(step * stride));
                 let next = k.add(step.saturating_sub(1) * stride);
-                let mut reads = [[S::splat(0.0); N]; 2];
+                let mut reads = [[S::splat(F::default()); N]; 2];
                 for row in (0..rows).step_by(2) {
                     for (half, reads) in reads.iter_mut().enumerate() {
                         let row = row + half;
@@ -274,13 +287,13 @@ impl<'j> DeltaJob<'j> {
 /// The state's product with a vector over its rows, with separate sums of even and odd rows.
 #[inline(always)]
 unsafe fn product<S: Simd, const N: usize>(
-    state: *const f32,
+    state: *const S::Float,
     lanes: usize,
-    vector: *const f32,
+    vector: *const S::Float,
     rows: usize,
 ) -> [S::Vector; N] {
     unsafe {
-        let mut sums = [[S::splat(0.0); N]; 2];
+        let mut sums = [[S::splat(S::Float::default()); N]; 2];
         for row in (0..rows).step_by(2) {
             for (half, sum) in sums.iter_mut().enumerate() {
                 let (x, s) =
