@@ -2,7 +2,9 @@
 //! implementations, chosen by the device of the tensors.
 //!
 //! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
-//! * **CPU** (`NdArray`, `Flex`): fused loops over slices.
+//! * **CPU** (`NdArray`, `Flex`): fused loops over slices;
+//! * **CubeCL** (`Cube`: wgpu, Vulkan, Metal, CUDA, ROCm): fused kernels that read and write the type a
+//!   tensor is stored in; float64 is left to the portable forms.
 //!
 //! The main input may be in half precision, float32 or float64. Sums are made in float32, for float64
 //! in float64; no other tensor may be in a wider type than that. A result has the type of the main
