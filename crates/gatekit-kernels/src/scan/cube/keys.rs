@@ -17,7 +17,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
         CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end,
         write_operand,
@@ -37,7 +37,7 @@ const STRIDE: usize = operand_stride(SUB_CHUNKS);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KeysPlan {
     pub decay: DecayKind,
-    pub planes: usize,
+    pub planes: Option<Planes>,
 }
 
 impl KeysPlan {

@@ -22,7 +22,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     decay::{CHUNK, Decays, SUB_CHUNKS, decay_stride},
     tiles::{Tile, TileShape, load},
 };
@@ -43,7 +43,7 @@ pub(super) struct OutputPlan {
     pub decay: DecayKind,
     /// Gradients of the values.
     pub reverse: bool,
-    pub planes: usize,
+    pub planes: Option<Planes>,
     /// Blocks of 16 value channels of a cube.
     pub value_blocks: usize,
 }
@@ -84,7 +84,7 @@ impl OutputPlan {
 
     /// Distance between the steps of a slab: odd for units, whole 16-byte words of half-precision numbers for matrix units.
     const fn slab_stride(self) -> usize {
-        if self.planes == 0 { SLAB + 1 } else { SLAB + 8 }
+        if self.planes.is_none() { SLAB + 1 } else { SLAB + 8 }
     }
 
     /// Whether the stage of accumulators shares the memory of a table of decays, which then is large enough.

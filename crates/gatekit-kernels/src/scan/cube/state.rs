@@ -12,7 +12,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
         CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end,
         write_operand,
@@ -30,7 +30,7 @@ pub(super) struct StatePlan {
     pub reverse: bool,
     /// Whether `initial` holds anything.
     pub has_initial: bool,
-    pub planes: usize,
+    pub planes: Option<Planes>,
     /// Blocks of 16 value channels of a cube.
     pub value_blocks: usize,
     /// Columns of blocks that go through shared memory at a time.
