@@ -17,6 +17,8 @@
 pub mod conv;
 #[cfg(feature = "cubecl")]
 mod cube;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod float;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
@@ -25,6 +27,8 @@ mod loops;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod memory;
 pub mod norm;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod pieces;
 mod precision;
 mod prefix;
 mod primitive;
