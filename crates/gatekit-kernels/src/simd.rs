@@ -31,6 +31,9 @@ pub(crate) trait Simd: Copy {
     /// Most vectors a register tile may be wide.
     const TILE_VECTORS: usize;
 
+    /// Asks for the cache line at `at`, which need not be valid, to be in the second-level cache soon.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
     unsafe fn splat(x: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn store(to: *mut f32, x: Self::Vector);

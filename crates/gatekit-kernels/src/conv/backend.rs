@@ -3,6 +3,8 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 use super::{ConvolutionArguments, ConvolutionSpec, portable};
@@ -45,10 +47,10 @@ pub trait ConvolutionBackend: Backend {
     }
 }
 
-/// The short convolutions of a backend on host memory: the fused loops.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-macro_rules! host_convolutions {
-    ($backend:ty) => {
+/// The short convolutions of a backend with fused loops or kernels, from their module.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! fused_convolutions {
+    ($backend:ty, $fused:ident) => {
         impl ConvolutionBackend for $backend {
             fn short_convolution(
                 x: FloatTensor<Self>,
@@ -57,7 +59,7 @@ macro_rules! host_convolutions {
                 state: FloatTensor<Self>,
                 spec: ConvolutionSpec,
             ) -> FloatTensor<Self> {
-                host::forward::<Self>(ConvolutionArguments { x, weight, bias, state }, &spec)
+                $fused::forward::<Self>(ConvolutionArguments { x, weight, bias, state }, &spec)
             }
 
             fn short_convolution_backward(
@@ -69,17 +71,17 @@ macro_rules! host_convolutions {
                 spec: ConvolutionSpec,
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = ConvolutionArguments { x, weight, bias, state };
-                host::backward::<Self>(arguments, gradient, &spec).into_tuple()
+                $fused::backward::<Self>(arguments, gradient, &spec).into_tuple()
             }
         }
     };
 }
 
 #[cfg(feature = "ndarray")]
-host_convolutions!(burn_ndarray::NdArray);
+fused_convolutions!(burn_ndarray::NdArray, host);
 
 #[cfg(feature = "flex")]
-host_convolutions!(burn_flex::Flex);
+fused_convolutions!(burn_flex::Flex, host);
 
 #[cfg(feature = "cubecl")]
-impl ConvolutionBackend for burn_cubecl::CubeBackend {}
+fused_convolutions!(burn_cubecl::CubeBackend, cube);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How logits `z` become gate values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `1 / (1 + exp(-z))`.
     Sigmoid,

@@ -3,6 +3,8 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 use super::{Activation, portable};
@@ -59,17 +61,17 @@ pub trait GateBackend: Backend {
     }
 }
 
-/// The gates of a backend on host memory: the fused loops.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-macro_rules! host_gates {
-    ($backend:ty) => {
+/// The gates of a backend with fused loops or kernels, from their module.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! fused_gates {
+    ($backend:ty, $fused:ident) => {
         impl GateBackend for $backend {
             fn gated_product(
                 x: FloatTensor<Self>,
                 logits: FloatTensor<Self>,
                 activation: Activation,
             ) -> FloatTensor<Self> {
-                host::product::<Self>(x, logits, activation)
+                $fused::product::<Self>(x, logits, activation)
             }
 
             fn gated_product_backward(
@@ -78,7 +80,7 @@ macro_rules! host_gates {
                 gradient: FloatTensor<Self>,
                 activation: Activation,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                host::product_backward::<Self>(x, logits, gradient, activation)
+                $fused::product_backward::<Self>(x, logits, gradient, activation)
             }
 
             fn log_sigmoid_scaled(
@@ -86,7 +88,7 @@ macro_rules! host_gates {
                 normalizer: f64,
                 floor: Option<f64>,
             ) -> FloatTensor<Self> {
-                host::log_sigmoid::<Self>(logits, normalizer, floor)
+                $fused::log_sigmoid::<Self>(logits, normalizer, floor)
             }
 
             fn log_sigmoid_scaled_backward(
@@ -95,17 +97,17 @@ macro_rules! host_gates {
                 normalizer: f64,
                 floor: Option<f64>,
             ) -> FloatTensor<Self> {
-                host::log_sigmoid_backward::<Self>(logits, gradient, normalizer, floor)
+                $fused::log_sigmoid_backward::<Self>(logits, gradient, normalizer, floor)
             }
         }
     };
 }
 
 #[cfg(feature = "ndarray")]
-host_gates!(burn_ndarray::NdArray);
+fused_gates!(burn_ndarray::NdArray, host);
 
 #[cfg(feature = "flex")]
-host_gates!(burn_flex::Flex);
+fused_gates!(burn_flex::Flex, host);
 
 #[cfg(feature = "cubecl")]
-impl GateBackend for burn_cubecl::CubeBackend {}
+fused_gates!(burn_cubecl::CubeBackend, cube);

@@ -3,6 +3,8 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 use super::{NormArguments, NormSpec, portable};
@@ -44,10 +46,10 @@ pub trait NormBackend: Backend {
     }
 }
 
-/// The norms of a backend on host memory: the fused loops.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-macro_rules! host_norms {
-    ($backend:ty) => {
+/// The norms of a backend with fused loops or kernels, from their module.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! fused_norms {
+    ($backend:ty, $fused:ident) => {
         impl NormBackend for $backend {
             fn rms_norm(
                 x: FloatTensor<Self>,
@@ -55,7 +57,7 @@ macro_rules! host_norms {
                 logits: FloatTensor<Self>,
                 spec: NormSpec,
             ) -> FloatTensor<Self> {
-                host::forward::<Self>(NormArguments { x, weight, logits }, spec)
+                $fused::forward::<Self>(NormArguments { x, weight, logits }, spec)
             }
 
             fn rms_norm_backward(
@@ -66,7 +68,7 @@ macro_rules! host_norms {
                 spec: NormSpec,
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = NormArguments { x, weight, logits };
-                let gradients = host::backward::<Self>(arguments, gradient, spec);
+                let gradients = $fused::backward::<Self>(arguments, gradient, spec);
                 (gradients.x, gradients.weight, gradients.logits)
             }
         }
@@ -74,10 +76,10 @@ macro_rules! host_norms {
 }
 
 #[cfg(feature = "ndarray")]
-host_norms!(burn_ndarray::NdArray);
+fused_norms!(burn_ndarray::NdArray, host);
 
 #[cfg(feature = "flex")]
-host_norms!(burn_flex::Flex);
+fused_norms!(burn_flex::Flex, host);
 
 #[cfg(feature = "cubecl")]
-impl NormBackend for burn_cubecl::CubeBackend {}
+fused_norms!(burn_cubecl::CubeBackend, cube);

@@ -3,13 +3,13 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
-#[cfg(feature = "cubecl")]
-use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
 use super::spec::SixTensors;
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
+#[cfg(feature = "cubecl")]
+use super::{cube, cube_elementwise};
 
 /// A backend with scans.
 ///
@@ -97,10 +97,7 @@ pub trait ScanBackend: Backend {
         of: GradientOf,
         spec: ElementwiseSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (output_gradient, state_gradient) = match of {
-            GradientOf::Output => (Some(gradient), None),
-            GradientOf::FinalState => (None, Some(gradient)),
-        };
+        let (output_gradient, state_gradient) = of.sort(gradient);
         portable::elementwise_backward::<Self>(
             output,
             log_decay,
@@ -193,5 +190,25 @@ impl ScanBackend for burn_cubecl::CubeBackend {
     ) -> SixTensors<Self> {
         let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
         cube::backward(arguments, gradient, of, &spec).into_tuple()
+    }
+
+    fn elementwise_scan(
+        x: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube_elementwise::elementwise_forward::<Self>(x, log_decay, initial_state, &spec)
+    }
+
+    fn elementwise_scan_backward(
+        output: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: ElementwiseSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        cube_elementwise::elementwise_backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
     }
 }

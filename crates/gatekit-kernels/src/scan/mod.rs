@@ -6,6 +6,8 @@ mod backend;
 mod cpu;
 #[cfg(feature = "cubecl")]
 mod cube;
+#[cfg(feature = "cubecl")]
+mod cube_elementwise;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 mod portable;
@@ -15,6 +17,8 @@ use burn::{
     backend::Dispatch,
     tensor::{DType, Tensor},
 };
+
+use crate::precision::check_dtypes;
 
 pub use backend::ScanBackend;
 pub use spec::{DecayKind, ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind};
@@ -28,8 +32,8 @@ pub(crate) use spec::{ScanArguments, ScanGradients};
 /// o_t = scale * S_t^T q_t
 /// ```
 ///
-/// Returns the output `[batch, time, heads, value_dim]` and the final state
-/// `[batch or segments, heads, key_dim, value_dim]`. Differentiable in every tensor; the backward
+/// Returns the output `[batch, time, heads, value_dim]`, in the type of `q`, and the final state
+/// `[batch or segments, heads, key_dim, value_dim]`, in float32 (float64 for `q` in float64). Differentiable in every tensor; the backward
 /// pass keeps the arguments and nothing else.
 ///
 /// # Shapes
@@ -41,8 +45,8 @@ pub(crate) use spec::{ScanArguments, ScanGradients};
 ///
 /// # Panics
 ///
-/// When `spec` asks for a tensor that is absent, or the inputs are not in float32 or float64.
-/// Shapes are the caller's to check: `gatekit_core::scan` is the public door.
+/// When `spec` asks for a tensor that is absent, or types (see the [crate](crate)) do not fit. Shapes are
+/// the caller's to check: `gatekit_core::scan` is the public door.
 pub fn matrix_scan(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -52,7 +56,14 @@ pub fn matrix_scan(
     initial_state: Option<Tensor<4>>,
     spec: ScanSpec,
 ) -> (Tensor<4>, Tensor<4>) {
-    check_dtype(q.dtype());
+    let others = [
+        Some(k.dtype()),
+        Some(v.dtype()),
+        log_decay.as_ref().map(Tensor::dtype),
+        beta.as_ref().map(Tensor::dtype),
+        initial_state.as_ref().map(Tensor::dtype),
+    ];
+    check_dtypes("matrix_scan", q.dtype(), others);
     assert_eq!(log_decay.is_some(), spec.has_decay(), "`log_decay` and `spec.decay` disagree");
     assert_eq!(beta.is_some(), spec.write == WriteKind::Delta, "`beta` and `spec.write` disagree");
     assert_eq!(initial_state.is_some(), spec.has_initial_state, "`initial_state` and `spec` disagree");
@@ -94,7 +105,14 @@ pub fn matrix_scan_step(
     state: Tensor<4>,
     spec: StepSpec,
 ) -> (Tensor<3>, Tensor<4>) {
-    check_dtype(q.dtype());
+    let others = [
+        Some(k.dtype()),
+        Some(v.dtype()),
+        log_decay.as_ref().map(Tensor::dtype),
+        beta.as_ref().map(Tensor::dtype),
+        Some(state.dtype()),
+    ];
+    check_dtypes("matrix_scan_step", q.dtype(), others);
     assert_eq!(log_decay.is_some(), spec.decay != DecayKind::None, "`log_decay` and `spec.decay` disagree");
     assert_eq!(beta.is_some(), spec.write == WriteKind::Delta, "`beta` and `spec.write` disagree");
     let absent = Tensor::<1>::zeros([1], (&q.device(), q.dtype())).into_dispatch();

@@ -15,6 +15,10 @@ impl Simd for Avx512 {
     const TILE_VECTORS: usize = 4;
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
     }
@@ -77,6 +81,10 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE_VECTORS: usize = 2;
 
+    #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
         unsafe { _mm256_set1_ps(x) }

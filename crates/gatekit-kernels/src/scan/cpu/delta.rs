@@ -74,6 +74,7 @@ impl Task for Forward<'_> {
         let mut job = DeltaJob::new(p, &self.blocks, index, arena);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
         let tokens = job.segment.tokens(p.time);
+        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -111,6 +112,7 @@ impl Task for Backward<'_> {
         let (lanes, lines) = (job.lanes, p.value_dim.div_ceil(LINE));
         let tokens = job.segment.tokens(p.time);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
+        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -121,6 +123,7 @@ impl Task for Backward<'_> {
             }
         }
         job.block.load(state_of(p, grad_state, job.segment, job.head), job.state);
+        job.look_ahead(-(STEPS as isize));
         for token in tokens.clone().step_by(STEPS).rev() {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
@@ -132,7 +135,7 @@ impl Task for Backward<'_> {
                 let token = token + step;
                 let beta = job.beta[step];
                 // Written by this job's forward scan.
-                let written = unsafe { self.written.written(job.values.at(token), job.values.width) };
+                let written = unsafe { job.values.written::<S>(&self.written, token) };
                 let error = &mut job.output[step * lanes..(step + 1) * lanes];
                 let product = &mut job.residual[step * lanes..(step + 1) * lanes];
                 product[written.len()..].fill(0.0);

@@ -119,8 +119,8 @@ impl Task for Additive<'_> {
         let p = self.problem;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.key_dim);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
-        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride).ahead(STEPS as isize);
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes).ahead(STEPS as isize);
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);

@@ -14,6 +14,9 @@ const SERIAL_WORK: usize = 1 << 19;
 /// Most padded lanes of a job, which bounds its scratch memory.
 const WIDEST: usize = 256;
 
+/// Lines that would cost a job as much as what it does whatever its number of lanes.
+const COMMON_LINES: usize = 1;
+
 /// How the vectorised index of the states is divided among jobs.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
@@ -26,13 +29,16 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Divides `dim` lanes so that `sequences` independent scans occupy all threads, evenly where possible.
+    /// Divides `dim` lanes so that `sequences` independent scans are done soonest on all threads.
     pub(super) fn new(dim: usize, sequences: usize) -> Self {
         let total = dim.next_multiple_of(LINE);
         let threads = rayon::current_num_threads();
-        let wanted = if threads > 1 { (2 * threads).div_ceil(sequences) } else { 1 };
-        let lines = total / LINE;
-        let lanes = LINE * lines.div_ceil(wanted.clamp(1, lines)).min(WIDEST / LINE);
+        let time = |lines: &usize| {
+            let jobs = sequences * (total / LINE).div_ceil(*lines);
+            jobs.div_ceil(threads) * (lines + COMMON_LINES)
+        };
+        let lines = (1..=(total.min(WIDEST)) / LINE).rev().min_by_key(time).expect("at least one line");
+        let lanes = lines * LINE;
         Self { count: total.div_ceil(lanes), lanes, total }
     }
 

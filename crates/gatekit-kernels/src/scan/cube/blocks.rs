@@ -228,13 +228,9 @@ impl Blocks {
         #[comptime] active: Active,
     ) {
         if comptime!(self.grid.planes.is_none()) {
-            self.product_by_units::<E>(
-                lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active,
-            );
+            self.product_by_units::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
         } else {
-            self.product_by_planes::<E>(
-                lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active,
-            );
+            self.product_by_planes::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
         }
     }
 
@@ -261,8 +257,7 @@ impl Blocks {
             #[unroll]
             for m in 0..comptime!(grid.rows) {
                 if comptime!((0..grid.cols).any(|n| active >> (m * grid.cols + n) & 1 == 1)) {
-                    left[m] =
-                        f32::cast_from(lhs[lhs_step + comptime!(m * BLOCK * lhs_layout.axis_stride())]);
+                    left[m] = f32::cast_from(lhs[lhs_step + comptime!(m * BLOCK * lhs_layout.axis_stride())]);
                 }
             }
             #[unroll]

@@ -19,8 +19,7 @@ use cubecl::prelude::*;
 use super::{
     blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
-        CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end,
-        write_operand,
+        CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
     },
     decay::{CHUNK, Decays, GRADIENT_FLOOR, SUB_CHUNKS, decay_stride},
     tiles::{Tile, TileShape, load},
@@ -149,16 +148,34 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         }
         sync_cube();
         pairs.product::<E>(
-            &slabs, 0usize, slab_layout, &slabs, comptime!(SLAB * STRIDE), slab_layout, SLAB,
+            &slabs,
+            0usize,
+            slab_layout,
+            &slabs,
+            comptime!(SLAB * STRIDE),
+            slab_layout,
+            SLAB,
             comptime!(plan.triangle()),
         );
         from_state.product::<E>(
-            &slabs, 0usize, slab_layout, &slabs, comptime!(2 * SLAB * STRIDE), slab_layout, SLAB,
+            &slabs,
+            0usize,
+            slab_layout,
+            &slabs,
+            comptime!(2 * SLAB * STRIDE),
+            slab_layout,
+            SLAB,
             comptime!(grid.all()),
         );
         to_state.product::<E>(
-            &slabs, comptime!(SLAB * STRIDE), slab_layout, &slabs, comptime!(3 * SLAB * STRIDE),
-            slab_layout, SLAB, comptime!(grid.all()),
+            &slabs,
+            comptime!(SLAB * STRIDE),
+            slab_layout,
+            &slabs,
+            comptime!(3 * SLAB * STRIDE),
+            slab_layout,
+            SLAB,
+            comptime!(grid.all()),
         );
     }
 
@@ -177,7 +194,17 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
     }
 
     // --- Pairs of steps ---
-    write_pairs::<G, E>(&pairs, log_decay, &mut stage, &mut slabs, &mut own_pairs, first_row, heads, length, plan);
+    write_pairs::<G, E>(
+        &pairs,
+        log_decay,
+        &mut stage,
+        &mut slabs,
+        &mut own_pairs,
+        first_row,
+        heads,
+        length,
+        plan,
+    );
     let mut q_steps = column.load::<F>(q);
     let k_steps = column.load::<F>(k);
     #[unroll]
@@ -199,8 +226,13 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
                 }
                 sync_cube();
                 sum.product::<E>(
-                    &slabs, comptime!(col * BLOCK), comptime!(Layout::AxisMajor(STRIDE)),
-                    &operand, 0usize, comptime!(Layout::DepthMajor(CHANNEL_STRIDE)), BLOCK,
+                    &slabs,
+                    comptime!(col * BLOCK),
+                    comptime!(Layout::AxisMajor(STRIDE)),
+                    &operand,
+                    0usize,
+                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                    BLOCK,
                     comptime!(grid.active(|r, _| r == row)),
                 );
                 sync_cube();
@@ -218,8 +250,13 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
                 }
                 sync_cube();
                 sum.product::<E>(
-                    &slabs, comptime!(row * BLOCK * STRIDE), comptime!(Layout::DepthMajor(STRIDE)),
-                    &operand, 0usize, comptime!(Layout::DepthMajor(CHANNEL_STRIDE)), BLOCK,
+                    &slabs,
+                    comptime!(row * BLOCK * STRIDE),
+                    comptime!(Layout::DepthMajor(STRIDE)),
+                    &operand,
+                    0usize,
+                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                    BLOCK,
                     comptime!(grid.active(|r, _| r == col)),
                 );
                 sync_cube();
@@ -231,7 +268,15 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             gradient_q[row] += part[row];
             gradient_k[row] += other[row];
         }
-        add_sub_chunk::<E>(&mut gradient_q, &mut gradient_k, &q_steps, &k_steps, &own_factors, &slabs, &column);
+        add_sub_chunk::<E>(
+            &mut gradient_q,
+            &mut gradient_k,
+            &q_steps,
+            &k_steps,
+            &own_factors,
+            &slabs,
+            &column,
+        );
     } else {
         // Decays are in the pairs already.
         let mut sum = Blocks::zeros(grid);
@@ -242,8 +287,13 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             }
             sync_cube();
             sum.product::<E>(
-                &slabs, comptime!(col * BLOCK), comptime!(Layout::AxisMajor(STRIDE)),
-                &operand, 0usize, comptime!(Layout::DepthMajor(CHANNEL_STRIDE)), BLOCK,
+                &slabs,
+                comptime!(col * BLOCK),
+                comptime!(Layout::AxisMajor(STRIDE)),
+                &operand,
+                0usize,
+                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                BLOCK,
                 comptime!(grid.active(|r, _| r >= col)),
             );
             sync_cube();
@@ -257,8 +307,13 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             }
             sync_cube();
             sum.product::<E>(
-                &slabs, comptime!(row * BLOCK * STRIDE), comptime!(Layout::DepthMajor(STRIDE)),
-                &operand, 0usize, comptime!(Layout::DepthMajor(CHANNEL_STRIDE)), BLOCK,
+                &slabs,
+                comptime!(row * BLOCK * STRIDE),
+                comptime!(Layout::DepthMajor(STRIDE)),
+                &operand,
+                0usize,
+                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                BLOCK,
                 comptime!(grid.active(|r, _| r <= row)),
             );
             sync_cube();
@@ -299,7 +354,16 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         } else {
             let block = CUBE_POS_Z as usize;
             sync_cube();
-            store_head_sums::<D>(&terms, &mut stage, dg, (block * tokens + token) * heads + head, heads, length, &column, grid);
+            store_head_sums::<D>(
+                &terms,
+                &mut stage,
+                dg,
+                (block * tokens + token) * heads + head,
+                heads,
+                length,
+                &column,
+                grid,
+            );
         }
     }
     #[unroll]

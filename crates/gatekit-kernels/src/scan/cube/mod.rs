@@ -24,9 +24,7 @@ mod tiles;
 use burn::{backend::TensorMetadata, backend::tensor::FloatTensor, tensor::DType};
 use burn_cubecl::{CubeBackend, kernel::cast, tensor::CubeTensor};
 
-use super::{
-    DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable,
-};
+use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable};
 use blueprint::{Blueprint, float_kind};
 use launch::{Problem, prepared, zeros_like};
 

@@ -114,7 +114,16 @@ impl OutputPlan {
 ///
 /// Cubes: chunks, heads, blocks of value channels.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn output_kernel<F: Float, G: Float, S: Float, E: Float, NK: Size, NV: Size, NG: Size, NS: Size>(
+pub(super) fn output_kernel<
+    F: Float,
+    G: Float,
+    S: Float,
+    E: Float,
+    NK: Size,
+    NV: Size,
+    NG: Size,
+    NS: Size,
+>(
     rows: &[Vector<F, NK>],
     cols: &[Vector<F, NK>],
     values: &[Vector<F, NV>],
@@ -196,7 +205,15 @@ pub(super) fn output_kernel<F: Float, G: Float, S: Float, E: Float, NK: Size, NV
             #[unroll]
             for half in [1usize, 2usize] {
                 write_operand::<E>(&row_slab, &decays, &mut lhs, STEP_STRIDE, plan.reverse, half, plan);
-                write_operand::<E>(&col_slab, &decays, &mut rhs, comptime!(plan.rhs_stride()), comptime!(!plan.reverse), half, plan);
+                write_operand::<E>(
+                    &col_slab,
+                    &decays,
+                    &mut rhs,
+                    comptime!(plan.rhs_stride()),
+                    comptime!(!plan.reverse),
+                    half,
+                    plan,
+                );
                 sync_cube();
                 scores.product::<E>(
                     &lhs,
@@ -223,7 +240,15 @@ pub(super) fn output_kernel<F: Float, G: Float, S: Float, E: Float, NK: Size, NV
                 comptime!(plan.triangle()),
             );
         }
-        write_operand::<E>(&row_slab, &decays, &mut lhs, STEP_STRIDE, plan.reverse, comptime!(SUB_CHUNKS), plan);
+        write_operand::<E>(
+            &row_slab,
+            &decays,
+            &mut lhs,
+            STEP_STRIDE,
+            plan.reverse,
+            comptime!(SUB_CHUNKS),
+            plan,
+        );
         load::<S, NS, E>(
             states,
             &Tile {
@@ -301,9 +326,8 @@ pub(super) fn output_kernel<F: Float, G: Float, S: Float, E: Float, NK: Size, NV
             let col = place % BLOCK;
             let value = first_value + comptime!(strip * BLOCK) + col;
             if row < length && value < value_dim {
-                output[(first_row + row * heads) * value_dim + value] = F::cast_from(
-                    output_scale * stage[row * comptime!(plan.outputs().stage_stride(1)) + col],
-                );
+                output[(first_row + row * heads) * value_dim + value] =
+                    F::cast_from(output_scale * stage[row * comptime!(plan.outputs().stage_stride(1)) + col]);
             }
         }
         sync_cube();
@@ -417,7 +441,6 @@ fn write_weights<E: Float>(
         if comptime!(plan.decay == DecayKind::PerHead) {
             weight *= decays.between(later, earlier, 0usize);
         }
-        target[col * STEP_STRIDE + row] =
-            E::cast_from(select(later >= earlier, weight, 0.0f32));
+        target[col * STEP_STRIDE + row] = E::cast_from(select(later >= earlier, weight, 0.0f32));
     }
 }

@@ -1,22 +1,8 @@
-//! The elementwise recurrence as a parallel prefix over `(a, x)` pairs, in `log2(time)` passes.
+//! The elementwise recurrence as a parallel prefix.
 
 use burn::backend::{Backend, tensor::FloatTensor};
 
-use crate::{primitive::Primitive, scan::ElementwiseSpec};
-
-/// `h_t = a_t h_{t-1} + x_t` from `h = 0`, along axis 1: `(a2, x2) o (a1, x1) = (a1 a2, a2 x1 + x2)`.
-fn prefix<B: Backend>(mut a: Primitive<B>, mut x: Primitive<B>) -> Primitive<B> {
-    let time = x.dims()[1];
-    let mut shift = 1;
-    while shift < time {
-        let later = a.narrow(1, shift..time);
-        let carried = later.clone() * x.narrow(1, 0..time - shift);
-        x = Primitive::cat(vec![x.narrow(1, 0..shift), x.narrow(1, shift..time) + carried], 1);
-        a = Primitive::cat(vec![a.narrow(1, 0..shift), later * a.narrow(1, 0..time - shift)], 1);
-        shift *= 2;
-    }
-    x
-}
+use crate::{prefix::prefix, primitive::Primitive, scan::ElementwiseSpec};
 
 /// First and last step of every sequence: all rows share one, packed rows have several.
 fn sequences(spec: &ElementwiseSpec, time: usize) -> Vec<(usize, usize)> {

@@ -149,6 +149,7 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
         }
 
         block.load_transposed(state_of(p, p.initial_state, segment, head), job.state);
+        job.look_ahead(STEPS as isize);
         for (token, steps) in chunks.clone().chain([(last, 1)]) {
             if is_mark(token) {
                 job.marks.extend_from_slice(job.state);
@@ -157,6 +158,7 @@ impl<const DELTA: bool> Task for OverKeys<'_, DELTA> {
         }
         block.load_transposed(state_of(p, self.upstream.grad_state, segment, head), job.state);
         job.running.fill(0.0);
+        job.look_ahead(-(STEPS as isize));
         for (token, steps) in [(last, 1)].into_iter().chain(chunks.rev()) {
             unsafe { job.reverse::<S>(token, steps) };
             if is_mark(token) {
@@ -198,6 +200,11 @@ struct KeyJob<'j, const DELTA: bool> {
 }
 
 impl<const DELTA: bool> KeyJob<'_, DELTA> {
+    /// See [`Columns::ahead`].
+    fn look_ahead(&mut self, steps: isize) {
+        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(&mut self, token: usize, steps: usize) {
         let (p, terms) = (self.over.upstream.problem, self.over.terms);
@@ -367,7 +374,7 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
         if DELTA {
             for (step, dk) in self.output.chunks_exact(lanes).take(steps).enumerate() {
                 // Written by this job's forward scan.
-                let erased = unsafe { over.k.written(self.keys.at(token + step), self.keys.width) };
+                let erased = unsafe { self.keys.written::<S>(&over.k, token + step) };
                 for (x, dk) in erased.iter_mut().zip(dk) {
                     *x += dk;
                 }
@@ -391,10 +398,9 @@ impl<const DELTA: bool> KeyJob<'_, DELTA> {
             }
             Decay::PerKey(g) => {
                 for (step, k) in self.k.chunks_exact(lanes).take(steps).enumerate().rev() {
-                    let at = self.keys.at(token + step);
                     // Written by this job's forward scan.
-                    let sums = unsafe { over.decay.written(at, self.keys.width) };
-                    let g = &g[at..at + self.keys.width];
+                    let sums = unsafe { self.keys.written::<S>(&over.decay, token + step) };
+                    let g = &g[self.keys.at(token + step)..][..sums.len()];
                     for (((sum, running), k), g) in sums.iter_mut().zip(&mut *self.running).zip(k).zip(g) {
                         *running += *sum - k;
                         *sum = above_floor(*g, *running);

@@ -81,6 +81,11 @@ impl<'j> DeltaJob<'j> {
         }
     }
 
+    /// See [`Columns::ahead`].
+    pub(super) fn look_ahead(&mut self, steps: isize) {
+        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    }
+
     /// The operands of a chunk that do not depend on the direction.
     #[inline(always)]
     pub(super) unsafe fn load<S: Simd>(&mut self, token: usize, steps: usize) {
