@@ -3,6 +3,8 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::{host, spec::SixTensors};
@@ -163,4 +165,16 @@ host_scans!(burn_ndarray::NdArray);
 host_scans!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
-impl ScanBackend for burn_cubecl::CubeBackend {}
+impl ScanBackend for burn_cubecl::CubeBackend {
+    fn matrix_scan_step(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        spec: StepSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::step(ScanArguments { q, k, v, log_decay, beta, initial_state: state }, &spec)
+    }
+}

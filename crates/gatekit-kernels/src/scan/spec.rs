@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::{Backend, tensor::FloatTensor};
 
 /// What decays in the state of a matrix-state scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DecayKind {
     /// Nothing.
     None,
@@ -16,7 +16,7 @@ pub enum DecayKind {
 }
 
 /// How a step writes into the matrix state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WriteKind {
     /// `+ k v^T`.
     Additive,

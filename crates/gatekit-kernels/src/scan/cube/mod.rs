@@ -1,0 +1,5 @@
+//! The scans as CubeCL kernels.
+
+mod step;
+
+pub(crate) use step::step;
