@@ -7,7 +7,9 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 use super::cube;
 use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-use super::{host, spec::SixTensors};
+use super::host;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use super::spec::SixTensors;
 
 /// A backend with scans.
 ///
@@ -166,6 +168,33 @@ host_scans!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
 impl ScanBackend for burn_cubecl::CubeBackend {
+    fn matrix_scan(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        spec: ScanSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::forward(ScanArguments { q, k, v, log_decay, beta, initial_state }, &spec)
+    }
+
+    fn matrix_scan_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        initial_state: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        of: GradientOf,
+        spec: ScanSpec,
+    ) -> SixTensors<Self> {
+        let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state };
+        cube::backward(arguments, gradient, of, &spec).into_tuple()
+    }
+
     fn matrix_scan_step(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
