@@ -11,8 +11,6 @@
 #![allow(deprecated)]
 
 pub mod conv;
-#[cfg(feature = "cubecl")]
-mod cube;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;

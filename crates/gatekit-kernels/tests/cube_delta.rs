@@ -145,7 +145,8 @@ fn every_length() {
 fn every_head_size() {
     for (key_dim, value_dim) in [(1, 1), (3, 17), (64, 64), (128, 64), (64, 128), (256, 32), (17, 256)] {
         for decay in DECAYS {
-            let shape = Shape { dims: [1, 70, 1, key_dim, value_dim], decay, boundaries: None, initial: true };
+            let shape =
+                Shape { dims: [1, 70, 1, key_dim, value_dim], decay, boundaries: None, initial: true };
             Case::new(shape).check(DType::F32, 2e-5);
         }
     }
@@ -193,7 +194,7 @@ fn half_precision() {
             case.inputs[index].iter_mut().for_each(|x| *x = (*x * 512.0).round() / 512.0);
         }
         case.weights[0].iter_mut().for_each(|x| *x = (*x * 512.0).round() / 512.0);
-        // Half a unit in the last place of float16 is 5e-4 of a value.
-        case.check(DType::F16, 1e-3);
+        // A gradient is the sum of two that are rounded to float16, each to 5e-4 of a value that may be larger.
+        case.check(DType::F16, 3e-3);
     }
 }

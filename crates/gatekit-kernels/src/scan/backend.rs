@@ -5,11 +5,11 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
 #[cfg(feature = "cubecl")]
 use super::cube;
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
 use super::spec::SixTensors;
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 
 /// A backend with scans.
 ///

@@ -9,17 +9,15 @@
 //! ```
 
 use burn::{backend::TensorMetadata, tensor::DType};
-use burn_cubecl::{
-    CubeBackend,
-    cubecl::{self, calculate_cube_count_elemwise, ir::ElemType, prelude::*},
-    kernel::cast,
-    tensor::CubeTensor,
-};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use cubecl::{calculate_cube_count_elemwise, ir::ElemType, prelude::*};
 
-use crate::{
-    cube::{address, allocate, element, into_contiguous, is_fused, line},
-    scan::{DecayKind, ScanArguments, StepSpec, WriteKind, portable},
+use super::{
+    blueprint::float_kind,
+    decay::factor,
+    launch::{address_type, elem, empty, prepared, vector_size},
 };
+use crate::scan::{DecayKind, ScanArguments, StepSpec, WriteKind, portable};
 
 /// Columns of a state that one cube updates: whole cache lines of every row.
 const COLUMNS: usize = 32;
@@ -29,20 +27,25 @@ const UNITS: usize = 128;
 /// Output `[batch, heads, value_dim]` and state, with the old state as `initial_state`.
 pub(crate) fn step(arguments: ScanArguments<CubeBackend>, spec: &StepSpec) -> (CubeTensor, CubeTensor) {
     let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
-    if !spec.fused || ![&q, &v, &log_decay, &beta, &initial_state].into_iter().all(is_fused) {
+    if !spec.fused
+        || ![&q, &v, &log_decay, &beta, &initial_state].into_iter().all(|x| float_kind(x.dtype).is_some())
+    {
         return portable::step::<CubeBackend>(
             ScanArguments { q, k, v, log_decay, beta, initial_state },
             spec,
         );
     }
     let dtype = q.dtype;
-    let [q, k, v] = [q, k, v].map(|x| into_contiguous(cast(x, dtype)));
-    let [log_decay, beta] = [log_decay, beta].map(into_contiguous);
-    let state = into_contiguous(cast(initial_state, DType::F32));
+    let [q, k, v] = [q, k, v].map(|x| prepared(x, dtype));
+    let [log_decay, beta] = [log_decay, beta].map(|x| {
+        let dtype = x.dtype;
+        prepared(x, dtype)
+    });
+    let state = prepared(initial_state, DType::F32);
     let (q_shape, v_shape) = (q.shape(), v.shape());
     let (rows, key_dim, value_dim) = (q_shape[0] * q_shape[1], q_shape[2], v_shape[2]);
 
-    let vector = line(value_dim, &[&state, &v]);
+    let vector = vector_size(&state, value_dim).min(vector_size(&v, value_dim));
     let vectors = value_dim / vector;
     let lanes = (COLUMNS / vector).min(vectors.next_power_of_two());
     let slices = (UNITS / lanes).min(key_dim.next_power_of_two());
@@ -56,18 +59,18 @@ pub(crate) fn step(arguments: ScanArguments<CubeBackend>, spec: &StepSpec) -> (C
         blocks: vectors.div_ceil(lanes),
     };
 
-    let output = allocate(&v, v_shape, dtype);
+    let output = empty(&v, v_shape, dtype);
     let client = state.client.clone();
     let cube = CubeDim::new_2d(lanes as u32, slices as u32);
     let count = calculate_cube_count_elemwise(&client, rows * plan.blocks * lanes * slices, cube);
-    let types = [element(&q), element(&log_decay), element(&beta)];
-    let widths = address(&[&state, &q, &v]);
+    let types = [elem(&q), elem(&log_decay), elem(&beta)];
+    let widths = address_type(&[&state, &q, &v]);
     let in_place = state.can_mut();
     let (next, next_argument) = if in_place {
         let alias = state.as_tensor_alias(5).into_buffer_arg();
         (state.clone(), alias)
     } else {
-        let next = allocate(&state, state.shape(), DType::F32);
+        let next = empty(&state, state.shape(), DType::F32);
         (next.clone(), next.into_buffer_arg())
     };
     // SAFETY: every index is checked against the sizes in the plan, which are the tensors' own.
@@ -146,8 +149,8 @@ fn step_kernel<E: Float, G: Float, B: Float, N: Size>(
                 let mut x = state[place * plan.vectors + column];
                 match comptime!(plan.decay) {
                     DecayKind::None => {}
-                    DecayKind::PerHead => x *= Vector::new(f32::cast_from(log_decay[head]).exp()),
-                    DecayKind::PerKey => x *= Vector::new(f32::cast_from(log_decay[place]).exp()),
+                    DecayKind::PerHead => x *= Vector::new(factor(f32::cast_from(log_decay[head]))),
+                    DecayKind::PerKey => x *= Vector::new(factor(f32::cast_from(log_decay[place]))),
                 }
                 let key = f32::cast_from(k[place]);
                 let query = f32::cast_from(q[place]);

@@ -1,90 +1,89 @@
 //! Products of the matrices over a chunk's pairs of steps with its rows.
 
-use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+use cubecl::{ir::ElemType, prelude::*};
 
-use super::layout::{CHUNK, Sizes, locate};
-use super::tiles::{DEPTH, Product, SIDE, Tile, fill, multiply, scale};
+use super::super::{blocks::Blocks, decay::CHUNK};
+use super::place::{Sizes, place_of_cube};
+use super::tiles::{
+    DEPTH, Operand, STEP_BLOCKS, add_product, chunk_grid, fill, fill_times, stage_len, write_out,
+};
+use crate::scan::DecayKind;
 
 /// What is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Apply {
-    pub sizes: Sizes,
-    /// Width of the rows.
-    pub width: usize,
     /// Whether the matrix is transposed.
     pub transposed: bool,
-    /// Whether the rows are scaled by `beta`.
+    /// Whether the rows are scaled by `beta`; not with a transposed matrix.
     pub beta: bool,
-    /// Whether the rows are scaled by the decay from the chunk's start.
-    pub decayed: bool,
+    /// Whether the rows are keys, scaled by the decay from the chunk's start; else they are as wide as values.
+    pub keys: bool,
 }
 
-impl Apply {
-    pub fn blocks(self) -> usize {
-        self.width.div_ceil(CHUNK)
-    }
-}
+const MATRIX: Operand = Operand::by_columns(STEP_BLOCKS);
+const ROWS: Operand = Operand::by_rows(STEP_BLOCKS);
 
-const MATRIX: Tile = Tile::by_columns(DEPTH, CHUNK);
-const TRANSPOSED: Tile = Tile::by_rows(DEPTH, CHUNK);
-const ROWS: Tile = Tile::by_rows(DEPTH, CHUNK);
-const PRODUCT: Product = Product::of(MATRIX, ROWS);
-
-/// Writes `matrix x` or `matrix^T x`, a cube a chunk, head and 64 columns.
+/// Writes `scale` times `matrix x` or `matrix^T x`, a cube a chunk, head and 64 columns.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn apply_kernel<X: Float, B: Float>(
-    chunks: &[u32],
+pub(super) fn apply_kernel<X: Float, B: Float, E: Float>(
     matrix: &[f32],
     x: &[X],
     beta: &[B],
     from_start: &[f32],
+    chunks: &[u32],
     output: &mut [f32],
     count: usize,
+    scale: f32,
+    sizes: &Sizes,
     #[comptime] apply: Apply,
-    #[define(X, B)] _types: [ElemType; 2],
+    #[define(X)] _rows: ElemType,
+    #[define(B)] _beta: ElemType,
+    #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
-    let sizes = comptime!(apply.sizes);
-    let blocks = comptime!(apply.blocks());
-    let head = CUBE_POS / blocks % sizes.heads;
-    let place = locate(chunks, CUBE_POS / comptime!(blocks * sizes.heads), head, sizes);
-    let column = CUBE_POS % blocks * CHUNK;
-    let rows = place.rows(apply.width, sizes);
+    let mut width = sizes.value_dim;
+    if comptime!(apply.keys) {
+        width = sizes.key_dim;
+    }
+    let blocks = width.div_ceil(CHUNK);
+    let place = place_of_cube(chunks, sizes, blocks);
+    let rows = place.rows(sizes, width).from(0usize, CUBE_POS % blocks * CHUNK);
+    let decays = place.decays(sizes).from(0usize, CUBE_POS % blocks * CHUNK);
+    // Over the summed steps and the steps of the result.
+    let strengths = place.numbers(sizes, CHUNK.runtime());
 
-    let mut left = Shared::<[f32]>::new_slice(comptime!(MATRIX.len()));
-    let mut right = Shared::<[f32]>::new_slice(comptime!(ROWS.len()));
-    let mut sum = Array::<f32>::new(comptime!(PRODUCT.rows * PRODUCT.columns));
+    let grid = comptime!(chunk_grid(STEP_BLOCKS, sizes.planes));
+    let mut left = Shared::<[E]>::new_slice(comptime!(MATRIX.len()));
+    let mut right = Shared::<[E]>::new_slice(comptime!(ROWS.len()));
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(stage_len(sizes.planes)));
+    let mut sum = Blocks::zeros(grid);
+    let decayed = comptime!(apply.keys && sizes.decay != DecayKind::None);
     for slice in 0..comptime!(CHUNK / DEPTH) {
         let step = slice * DEPTH;
         sync_cube();
         if comptime!(apply.transposed) {
-            fill(&mut left, matrix, &place.pairs().from(step, 0usize), TRANSPOSED);
+            let matrix_view = place.pairs().from(step, 0usize);
+            fill::<f32, E>(&mut left, matrix, &matrix_view, ROWS);
         } else {
-            fill(&mut left, matrix, &place.pairs().transpose().from(step, 0usize), MATRIX);
+            // No step beyond the last has a `beta`, nor a part in the sum.
+            let matrix_view =
+                place.pairs().transpose().from(step, 0usize).above(strengths.from(step, 0usize).rows);
+            let strengths = strengths.from(step, 0usize);
+            fill_times::<f32, B, E>(&mut left, matrix, &matrix_view, beta, &strengths, apply.beta, MATRIX);
         }
-        fill(&mut right, x, &rows.from(step, column), ROWS);
-        if comptime!(apply.beta) {
-            scale(&mut right, beta, &place.values(apply.width, sizes).from(step, column), ROWS);
-        }
-        if comptime!(apply.decayed) {
-            scale(&mut right, from_start, &place.decays(sizes).from(step, column), ROWS);
-        }
+        fill_times::<X, f32, E>(
+            &mut right,
+            x,
+            &rows.from(step, 0usize),
+            from_start,
+            &decays.from(step, 0usize),
+            decayed,
+            ROWS,
+        );
         sync_cube();
-        multiply(&mut sum, &left, &right, 0usize, PRODUCT);
+        add_product::<E>(&mut sum, &left, MATRIX, &right, ROWS, grid);
     }
-
-    let (a, b) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
-    #[unroll]
-    for x in 0..comptime!(PRODUCT.rows) {
-        #[unroll]
-        for y in 0..comptime!(PRODUCT.columns) {
-            let row = a + x * SIDE;
-            let column = column + b + y * SIDE;
-            if row < place.steps && column < apply.width {
-                output[rows.origin + row * rows.row + column] = sum[comptime!(x * PRODUCT.columns + y)];
-            }
-        }
-    }
+    write_out::<f32>(&sum, &mut stage, output, scale, &rows, grid);
 }

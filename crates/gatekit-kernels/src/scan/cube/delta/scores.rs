@@ -5,16 +5,16 @@
 //! from the start of its block, the key's decay to the end of its block, and the blocks between.
 //! Blocks on the diagonal walk from step to step.
 
-use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+use cubecl::{ir::ElemType, prelude::*};
 
-use super::decays::bounded;
-use super::layout::{CHUNK, Sizes, locate};
-use super::tiles::{DEPTH, Tile, UNITS, View, fill};
+use super::super::{
+    blocks::{BLOCK, UNITS},
+    decay::{CHUNK, SUB_CHUNKS as BLOCKS, bounded, factor},
+};
+use super::place::{Sizes, place_of_cube};
+use super::tiles::{DEPTH, Operand, STEP_BLOCKS, View, fill};
 use crate::scan::DecayKind;
 
-/// Steps of a block.
-const BLOCK: usize = 16;
-const BLOCKS: usize = CHUNK / BLOCK;
 /// Steps along each side of what a unit computes.
 const SIDE: usize = 4;
 /// Such squares along each side of a block, and in a block.
@@ -27,30 +27,31 @@ const DIAGONAL_SQUARES: usize = SQUARES * (SQUARES + 1) / 2;
 const BELOW: usize = PAIRS * BLOCK_SQUARES;
 
 /// Keys by steps.
-const TILE: Tile = Tile::by_columns(DEPTH, CHUNK);
+const TILE: Operand = Operand::by_columns(STEP_BLOCKS);
 const STRIDE: usize = TILE.stride();
 
-/// Writes `keys_on_keys`, strictly lower, and `attention`, lower and times `scale`.
+/// Writes `keys_on_keys`, strictly lower, and `attention`, lower; a cube a chunk and head.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn scores_kernel<E: Float, G: Float>(
-    chunks: &[u32],
-    q: &[E],
-    k: &[E],
+pub(super) fn scores_kernel<F: Float, G: Float>(
+    q: &[F],
+    k: &[F],
     log_decay: &[G],
+    chunks: &[u32],
     keys_on_keys: &mut [f32],
     attention: &mut [f32],
     count: usize,
-    factor: f32,
-    #[comptime] sizes: Sizes,
-    #[define(E, G)] _types: [ElemType; 2],
+    sizes: &Sizes,
+    #[define(F)] _input: ElemType,
+    #[define(G)] _decay: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
+    let decaying = comptime!(sizes.decay != DecayKind::None);
     let unit = UNIT_POS as usize;
-    let place = locate(chunks, CUBE_POS / sizes.heads, CUBE_POS % sizes.heads, sizes);
-    let rows: View = place.rows(sizes.key_dim, sizes).transpose();
-    let decays: View = place.decays(sizes).transpose();
+    let place = place_of_cube(chunks, sizes, 1usize.runtime());
+    let rows = place.keys(sizes).transpose();
+    let decays = place.decays(sizes).transpose();
 
     let mut query = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
     let mut key = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
@@ -65,13 +66,13 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
     let mut second = Array::<f32>::new(comptime!(SIDE * SIDE));
     let square = Square::of(unit);
 
-    for slice in 0..comptime!(sizes.key_dim.div_ceil(DEPTH)) {
+    for slice in 0..sizes.key_dim.div_ceil(DEPTH) {
         let channel = slice * DEPTH;
         sync_cube();
-        fill(&mut query, q, &rows.from(channel, 0usize), TILE);
-        fill(&mut key, k, &rows.from(channel, 0usize), TILE);
-        if comptime!(sizes.decay != DecayKind::None) {
-            fill_decay(&mut decay, log_decay, &decays.from(channel, 0usize));
+        fill::<F, f32>(&mut query, q, &rows.from(channel, 0usize), TILE);
+        fill::<F, f32>(&mut key, k, &rows.from(channel, 0usize), TILE);
+        if decaying {
+            fill_decay::<G>(&mut decay, log_decay, &decays.from(channel, 0usize));
         }
         sync_cube();
         // A unit a channel, block and direction.
@@ -82,7 +83,7 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
             let mut product = 1.0f32.runtime();
             if unit < comptime!(DEPTH * BLOCKS) {
                 for step in 0..BLOCK {
-                    if comptime!(sizes.decay != DecayKind::None) {
+                    if decaying {
                         product *= decay[start + step];
                     }
                     query_up[start + step] = query[start + step] * product;
@@ -93,7 +94,7 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
                 for back in 0..BLOCK {
                     let at = start + comptime!(BLOCK - 1) - back;
                     key_down[at] = key[at] * product;
-                    if comptime!(sizes.decay != DecayKind::None) {
+                    if decaying {
                         product *= decay[at];
                     }
                 }
@@ -130,12 +131,12 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
                 // The keys of the square's columns, decayed up to the step at hand.
                 let mut columns = Array::<f32>::new(SIDE);
                 for step in square.column..square.row {
-                    advance::<G>(&mut columns, &key, &decay, line, step, square.column, sizes);
+                    advance(&mut columns, &key, &decay, line, step, square.column, decaying);
                 }
                 #[unroll]
                 for x in 0..SIDE {
                     let step = square.row + x;
-                    advance::<G>(&mut columns, &key, &decay, line, step, square.column, sizes);
+                    advance(&mut columns, &key, &decay, line, step, square.column, decaying);
                     let own_key = key[line + step];
                     let own_query = query[line + step];
                     #[unroll]
@@ -160,10 +161,10 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
                 if unit < BELOW {
                     keys_on_keys[at] = value;
                 } else if unit < comptime!(2 * BELOW) {
-                    attention[at] = value * factor;
+                    attention[at] = value;
                 } else {
                     keys_on_keys[at] = select(row > column, value, 0.0f32);
-                    attention[at] = select(row >= column, second[comptime!(x * SIDE + y)] * factor, 0.0f32);
+                    attention[at] = select(row >= column, second[comptime!(x * SIDE + y)], 0.0f32);
                 }
             }
         }
@@ -180,13 +181,13 @@ pub(super) fn scores_kernel<E: Float, G: Float>(
 
 /// Log decays read as decays; 1 beyond the sequence.
 #[cube]
-pub(super) fn fill_decay<G: Float>(to: &mut Shared<[f32]>, log_decay: &[G], view: &View) {
+fn fill_decay<G: Float>(to: &mut Shared<[f32]>, log_decay: &[G], view: &View) {
     for step in 0..comptime!((DEPTH * CHUNK).div_ceil(UNITS)) {
         let index = step * UNITS + UNIT_POS as usize;
         let (channel, step) = (index % DEPTH, index / DEPTH);
         let mut value = 1.0f32.runtime();
-        if channel < view.rows && step < view.columns {
-            value = bounded::<G>(log_decay[view.origin + channel * view.row + step * view.column]).exp();
+        if view.has(channel, step) {
+            value = factor(bounded(f32::cast_from(log_decay[view.at(channel, step)])));
         }
         to[channel * STRIDE + step] = value;
     }
@@ -194,19 +195,19 @@ pub(super) fn fill_decay<G: Float>(to: &mut Shared<[f32]>, log_decay: &[G], view
 
 /// Decays the keys of a square's columns by a step, whose own key joins them if it is one of theirs.
 #[cube]
-fn advance<G: Float>(
+fn advance(
     columns: &mut Array<f32>,
     key: &Shared<[f32]>,
     decay: &Shared<[f32]>,
     line: usize,
     step: usize,
     column: usize,
-    #[comptime] sizes: Sizes,
+    #[comptime] decaying: bool,
 ) {
     let own = key[line + step];
     #[unroll]
     for y in 0..SIDE {
-        if comptime!(sizes.decay != DecayKind::None) {
+        if decaying {
             columns[y] *= decay[line + step];
         }
         columns[y] = select(column + y == step, own, columns[y]);

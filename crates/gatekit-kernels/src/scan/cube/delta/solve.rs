@@ -1,8 +1,9 @@
 //! `(I + diag(beta) E)^-1` for the strictly lower `E`, by forward substitution.
 
-use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+use cubecl::{ir::ElemType, prelude::*};
 
-use super::layout::{CHUNK, Sizes, locate};
+use super::super::decay::CHUNK;
+use super::place::{Sizes, place_of_cube};
 
 /// Terms added up apart, so that one addition need not wait for the other.
 const SUMS: usize = 4;
@@ -10,21 +11,21 @@ const SUMS: usize = 4;
 /// A unit a column of the inverse, `CHUNK` units a cube.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn solve_kernel<B: Float>(
-    chunks: &[u32],
     keys_on_keys: &[f32],
     beta: &[B],
+    chunks: &[u32],
     inverse: &mut [f32],
     count: usize,
-    #[comptime] sizes: Sizes,
-    #[define(B)] _type: ElemType,
+    sizes: &Sizes,
+    #[define(B)] _beta: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
     let column = UNIT_POS as usize;
-    let place = locate(chunks, CUBE_POS / sizes.heads, CUBE_POS % sizes.heads, sizes);
+    let place = place_of_cube(chunks, sizes, 1usize.runtime());
     let origin = place.pairs().origin;
-    let strengths = place.values(1usize, sizes);
+    let strengths = place.numbers(sizes, 1usize.runtime());
 
     // Every unit reads and writes its own column alone.
     let mut solved = Shared::<[f32]>::new_slice(comptime!(CHUNK * CHUNK));
@@ -48,7 +49,7 @@ pub(super) fn solve_kernel<B: Float>(
             for index in 0..SUMS {
                 sum += sums[index];
             }
-            value -= f32::cast_from(beta[strengths.origin + row * strengths.row]) * sum;
+            value -= f32::cast_from(beta[strengths.at(row, 0usize)]) * sum;
         }
         solved[row * CHUNK + column] = value;
         inverse[origin + row * CHUNK + column] = value;

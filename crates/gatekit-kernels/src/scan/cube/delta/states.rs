@@ -2,68 +2,58 @@
 //!
 //! ```text
 //! forward:    x = u - w S                     S' = diag(whole) S + k_end^T x
-//! in reverse: x = p^T do + k_end D            D' = diag(whole) D + q_start^T do - w^T x
+//! in reverse: x = scale A^T do + k_end D      D' = diag(whole) D + scale q_start^T do - w^T x
 //! ```
 //!
-//! `x` is what the steps write, and in reverse its gradient; `D` is the gradient of the state. A cube
-//! holds some columns of the state of a sequence and head, since columns do not meet.
+//! `x` is what the steps write, and in reverse its gradient; `D` is the gradient of the state. A cube holds some
+//! columns of the state of a sequence and head: columns do not meet.
 
-use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+use cubecl::{ir::ElemType, prelude::*};
 
-use super::layout::{CHUNK, Place, Sizes, locate, state_view};
-use super::tiles::{DEPTH, Product, SIDE, Tile, UNITS, View, fill, multiply, scale};
+use super::super::{
+    blocks::{BLOCK, Blocks, Grid, UNITS},
+    decay::{CHUNK, SUB_CHUNKS},
+};
+use super::place::{Place, Sizes, place, state_view};
+use super::tiles::{
+    DEPTH, Operand, STEP_BLOCKS, View, add_product, chunk_grid, fill, fill_times, own_elements, stage_len,
+};
 use crate::scan::DecayKind;
 
-/// How the passes are tiled.
+/// How a pass is tiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Pass {
-    pub sizes: Sizes,
-    /// Whether the pass starts from a given state, not from zero.
+    /// Whether it starts from a given state, not from zero.
     pub initial: bool,
+    /// Blocks of 64 keys.
+    pub key_blocks: usize,
+    /// Blocks of 16 values of a cube.
+    pub value_blocks: usize,
+    pub planes: usize,
 }
 
-/// Keys by steps.
-const KEYS: Tile = Tile::by_columns(DEPTH, CHUNK);
-/// Steps by keys.
-const STEPS: Tile = Tile::by_rows(DEPTH, CHUNK);
-
-/// The largest width of a key: wider states have too few columns in shared memory.
-pub(super) const MAX_KEY_DIM: usize = 256;
+/// `[DEPTH, CHUNK]`: keys by steps, and steps by keys.
+const KEYS: Operand = Operand::by_columns(STEP_BLOCKS);
+const STEPS: Operand = Operand::by_rows(STEP_BLOCKS);
 
 impl Pass {
+    /// Bytes of shared memory, with operands of `operand_bytes` each.
+    pub const fn shared_bytes(self, operand_bytes: usize) -> usize {
+        let rows = (self.key_blocks + 1) * CHUNK * self.columns();
+        (rows + stage_len(self.planes)) * 4 + (KEYS.len() + self.right().len()) * operand_bytes
+    }
+
     /// Columns of the state that a cube holds.
-    fn columns(self) -> usize {
-        if self.sizes.key_dim <= 128 { 32 } else { 16 }
+    pub const fn columns(self) -> usize {
+        self.value_blocks * BLOCK
     }
 
-    /// Cubes of a state.
-    pub fn blocks(self) -> usize {
-        self.sizes.value_dim.div_ceil(self.columns())
+    const fn grid(self) -> Grid {
+        chunk_grid(self.value_blocks, self.planes)
     }
 
-    /// Blocks of keys.
-    fn key_blocks(self) -> usize {
-        self.sizes.key_dim.div_ceil(CHUNK)
-    }
-
-    /// The state, padded to whole blocks of keys.
-    fn state(self) -> Tile {
-        Tile::by_rows(self.key_blocks() * CHUNK, self.columns())
-    }
-
-    /// The rows of a chunk.
-    fn rows(self) -> Tile {
-        Tile::by_rows(CHUNK, self.columns())
-    }
-
-    /// Some rows of a chunk.
-    fn some_rows(self) -> Tile {
-        Tile::by_rows(DEPTH, self.columns())
-    }
-
-    /// Both products have these sizes.
-    fn product(self) -> Product {
-        Product::of(KEYS, self.state())
+    const fn right(self) -> Operand {
+        Operand::by_rows(self.value_blocks)
     }
 }
 
@@ -72,7 +62,7 @@ impl Pass {
 struct Part {
     first_chunk: usize,
     chunks: usize,
-    /// Of the sequence's states between its chunks, the first.
+    /// The first of the sequence's states between its chunks.
     first_state: usize,
     /// The sequence's state among those given and returned.
     outer_state: usize,
@@ -81,280 +71,330 @@ struct Part {
     column: usize,
 }
 
+/// `segments`: three numbers each: first token, one past the last, slot of the state before its first chunk.
 #[cube]
-fn part(sequences: &[u32], #[comptime] pass: Pass) -> Part {
-    let blocks = comptime!(pass.blocks());
-    let sequence = CUBE_POS / comptime!(blocks * pass.sizes.heads);
-    let head = CUBE_POS / blocks % pass.sizes.heads;
-    let first_chunk = sequences[sequence * 2] as usize;
+fn part_of_cube(segments: &[u32], sizes: &Sizes, #[comptime] pass: Pass) -> Part {
+    let blocks = sizes.value_dim.div_ceil(pass.columns());
+    let segment = CUBE_POS / (blocks * sizes.heads);
+    let head = CUBE_POS / blocks % sizes.heads;
+    let slot = segments[segment * 3 + 2] as usize;
     Part {
-        first_chunk,
-        chunks: sequences[sequence * 2 + 1] as usize,
-        first_state: (first_chunk + sequence) * pass.sizes.heads + head,
-        outer_state: sequence * pass.sizes.heads + head,
+        // Every sequence before this one has one state more than chunks.
+        first_chunk: slot - segment,
+        chunks: (segments[segment * 3 + 1] as usize - segments[segment * 3] as usize).div_ceil(CHUNK),
+        first_state: slot * sizes.heads + head,
+        outer_state: segment * sizes.heads + head,
         head,
         column: CUBE_POS % blocks * comptime!(pass.columns()),
     }
 }
 
-/// Writes the state in shared memory.
+/// The state that a pass starts from.
 #[cube]
-fn save(state: &Shared<[f32]>, to: &mut [f32], view: &View, #[comptime] pass: Pass) {
-    let tile = comptime!(pass.state());
-    for step in 0..comptime!(tile.rows * tile.columns / UNITS) {
-        let index = step * UNITS + UNIT_POS as usize;
-        let (row, column) = (index / tile.columns, index % tile.columns);
-        if row < view.rows && column < view.columns {
-            to[view.origin + row * view.row + column] = state[row * comptime!(tile.stride()) + column];
-        }
-    }
-}
-
-/// `state = diag(whole) state + sum` for the block of keys that starts at `key`.
-#[cube]
-fn update(
-    state: &mut Shared<[f32]>,
-    sum: &Array<f32>,
-    from_start: &[f32],
-    place: &Place,
-    key: usize,
-    #[comptime] pass: Pass,
-) {
-    let product = comptime!(pass.product());
-    let (a, b) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
-    let decays: View = place.decays(pass.sizes);
-    #[unroll]
-    for x in 0..product.rows {
-        let row = key + a + x * SIDE;
-        let mut whole = 1.0f32.runtime();
-        if comptime!(pass.sizes.decay != DecayKind::None) {
-            if row < pass.sizes.key_dim {
-                whole = from_start[decays.origin + (place.steps - 1) * decays.row + row * decays.column];
+fn load(state: &mut Shared<[f32]>, initial: &[f32], view: &View, #[comptime] pass: Pass) {
+    for round in 0..comptime!(pass.key_blocks * CHUNK * pass.columns() / UNITS) {
+        let index = round * UNITS + UNIT_POS as usize;
+        let (row, column) = (index / comptime!(pass.columns()), index % comptime!(pass.columns()));
+        let mut value = 0.0f32.runtime();
+        if comptime!(pass.initial) {
+            if view.has(row, column) {
+                value = initial[view.at(row, column)];
             }
         }
-        #[unroll]
-        for y in 0..product.columns {
-            let at = row * comptime!(pass.state().stride()) + b + y * SIDE;
-            state[at] = state[at] * whole + sum[comptime!(x * product.columns + y)];
+        state[index] = value;
+    }
+}
+
+#[cube]
+fn save(state: &Shared<[f32]>, to: &mut [f32], view: &View, #[comptime] pass: Pass) {
+    for round in 0..comptime!(pass.key_blocks * CHUNK * pass.columns() / UNITS) {
+        let index = round * UNITS + UNIT_POS as usize;
+        let (row, column) = (index / comptime!(pass.columns()), index % comptime!(pass.columns()));
+        if view.has(row, column) {
+            to[view.at(row, column)] = state[index];
         }
     }
 }
 
-/// `sum += left^T x` over the steps of a chunk, for a block of keys: `left` are the steps' keys,
-/// `x` their rows in shared memory.
+/// Rows `first..` of a matrix in shared memory as an operand.
 #[cube]
-fn add_outer<E: Float>(
-    sum: &mut Array<f32>,
-    tile: &mut Shared<[f32]>,
-    left: &[E],
-    left_view: &View,
-    factor: &[f32],
-    factor_view: &View,
+fn copy<E: Float>(to: &mut Shared<[E]>, from: &Shared<[f32]>, first: usize, #[comptime] pass: Pass) {
+    for round in 0..comptime!(DEPTH * pass.columns() / UNITS) {
+        let index = round * UNITS + UNIT_POS as usize;
+        let (row, column) = (index / comptime!(pass.columns()), index % comptime!(pass.columns()));
+        to[row * comptime!(pass.right().stride()) + column] =
+            E::cast_from(from[first * comptime!(pass.columns()) + index]);
+    }
+}
+
+/// Adds `left state`, `left` a matrix over steps and keys, times `factors` where `scaled`.
+#[cube]
+fn add_read<F: Float, E: Float>(
+    sum: &mut Blocks,
+    left: &mut Shared<[E]>,
+    right: &mut Shared<[E]>,
+    matrix: &[F],
+    view: &View,
+    factors: &[f32],
+    factors_view: &View,
+    state: &Shared<[f32]>,
+    #[comptime] scaled: bool,
+    #[comptime] pass: Pass,
+) {
+    for slice in 0..view.columns.div_ceil(DEPTH) {
+        let key = slice * DEPTH;
+        sync_cube();
+        let view = view.from(0usize, key).transpose();
+        let factors_view = factors_view.from(0usize, key).transpose();
+        fill_times::<F, f32, E>(left, matrix, &view, factors, &factors_view, scaled, KEYS);
+        copy::<E>(right, state, key, pass);
+        sync_cube();
+        add_product::<E>(sum, &*left, KEYS, &*right, comptime!(pass.right()), comptime!(pass.grid()));
+    }
+}
+
+/// Adds `left^T x` over the steps of a chunk, for a block of keys: `left` are the steps' keys, times `factors` where
+/// `scaled`, `x` their rows in shared memory.
+#[cube]
+fn add_outer<F: Float, E: Float>(
+    sum: &mut Blocks,
+    left: &mut Shared<[E]>,
+    right: &mut Shared<[E]>,
+    matrix: &[F],
+    view: &View,
+    factors: &[f32],
+    factors_view: &View,
     x: &Shared<[f32]>,
-    #[comptime] decayed: bool,
+    #[comptime] scaled: bool,
     #[comptime] pass: Pass,
 ) {
     for slice in 0..comptime!(CHUNK / DEPTH) {
         let step = slice * DEPTH;
         sync_cube();
-        fill(tile, left, &left_view.from(step, 0usize), STEPS);
-        if decayed {
-            scale(tile, factor, &factor_view.from(step, 0usize), STEPS);
-        }
+        let view = view.from(step, 0usize);
+        let factors_view = factors_view.from(step, 0usize);
+        fill_times::<F, f32, E>(left, matrix, &view, factors, &factors_view, scaled, STEPS);
+        copy::<E>(right, x, step, pass);
         sync_cube();
-        multiply(sum, &*tile, x, step, comptime!(pass.product()));
+        add_product::<E>(sum, &*left, STEPS, &*right, comptime!(pass.right()), comptime!(pass.grid()));
     }
 }
 
-/// `sum += left state`, `left` a matrix over steps and keys.
+/// `x = x + sign * sum`, in memory and in shared memory.
 #[cube]
-fn add_read<E: Float>(
-    sum: &mut Array<f32>,
-    tile: &mut Shared<[f32]>,
-    left: &[E],
-    left_view: &View,
-    factor: &[f32],
-    factor_view: &View,
-    state: &Shared<[f32]>,
-    #[comptime] decayed: bool,
-    #[comptime] pass: Pass,
-) {
-    for slice in 0..comptime!(pass.sizes.key_dim.div_ceil(DEPTH)) {
-        let key = slice * DEPTH;
-        sync_cube();
-        fill(tile, left, &left_view.transpose().from(key, 0usize), KEYS);
-        if decayed {
-            scale(tile, factor, &factor_view.transpose().from(key, 0usize), KEYS);
-        }
-        sync_cube();
-        multiply(sum, &*tile, state, key, comptime!(pass.product()));
-    }
-}
-
-/// `rows = base + sign * sum`, in memory and in shared memory.
-#[cube]
-fn put_rows(
+fn complete_rows(
     rows: &mut Shared<[f32]>,
-    sum: &Array<f32>,
-    base: &mut [f32],
+    sum: &Blocks,
+    stage: &mut Shared<[f32]>,
+    x: &mut [f32],
     view: &View,
     sign: f32,
     #[comptime] pass: Pass,
 ) {
-    let product = comptime!(pass.product());
-    let (a, b) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
     #[unroll]
-    for x in 0..product.rows {
+    for block in 0..comptime!(pass.value_blocks) {
+        let own = own_elements(sum, stage, block, comptime!(pass.grid()));
         #[unroll]
-        for y in 0..product.columns {
-            let (row, column) = (a + x * SIDE, b + y * SIDE);
+        for m in 0..SUB_CHUNKS {
+            let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+            let column = UNIT_POS as usize % BLOCK + comptime!(block * BLOCK);
             let mut value = 0.0f32.runtime();
-            if row < view.rows && column < view.columns {
-                let at = view.origin + row * view.row + column;
-                value = base[at] + sign * sum[comptime!(x * product.columns + y)];
-                base[at] = value;
+            if view.has(row, column) {
+                value = x[view.at(row, column)] + sign * own[m];
+                x[view.at(row, column)] = value;
             }
-            rows[row * comptime!(pass.rows().stride()) + column] = value;
+            rows[row * comptime!(pass.columns()) + column] = value;
         }
     }
 }
 
-/// Replaces `u` by what the steps write, and writes the states before every chunk and at the end.
+/// `state = diag(whole) state + factor * sum` for the keys from `key` on.
+#[cube]
+fn update(
+    state: &mut Shared<[f32]>,
+    sum: &Blocks,
+    stage: &mut Shared<[f32]>,
+    from_start: &[f32],
+    place: &Place,
+    key: usize,
+    factor: f32,
+    sizes: &Sizes,
+    #[comptime] decayed: bool,
+    #[comptime] pass: Pass,
+) {
+    let decays = place.decays(sizes);
+    #[unroll]
+    for block in 0..comptime!(pass.value_blocks) {
+        let own = own_elements(sum, stage, block, comptime!(pass.grid()));
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            let row = key + UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+            let column = UNIT_POS as usize % BLOCK + comptime!(block * BLOCK);
+            let at = row * comptime!(pass.columns()) + column;
+            let mut value = state[at];
+            if comptime!(decayed && sizes.decay != DecayKind::None) {
+                if row < sizes.key_dim {
+                    value *= from_start[decays.at(place.steps - 1, row)];
+                }
+            }
+            state[at] = value + factor * own[m];
+        }
+    }
+}
+
+/// Replaces `u` in `writes` by what the steps write; writes the states before every chunk and after the last.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn forward_kernel<E: Float>(
-    chunks: &[u32],
-    sequences: &[u32],
-    k: &[E],
+pub(super) fn forward_kernel<F: Float, E: Float>(
+    k: &[F],
     w: &[f32],
     from_start: &[f32],
     to_end: &[f32],
     initial: &[f32],
+    chunks: &[u32],
+    segments: &[u32],
     writes: &mut [f32],
     states: &mut [f32],
     last: &mut [f32],
     count: usize,
+    sizes: &Sizes,
     #[comptime] pass: Pass,
-    #[define(E)] _type: ElemType,
+    #[define(F)] _input: ElemType,
+    #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
-    let sizes = comptime!(pass.sizes);
+    let grid = comptime!(pass.grid());
     let decayed = comptime!(sizes.decay != DecayKind::None);
-    let part = part(sequences, pass);
-    let mut state = Shared::<[f32]>::new_slice(comptime!(pass.state().len()));
-    let mut rows = Shared::<[f32]>::new_slice(comptime!(pass.rows().len()));
-    let mut tile = Shared::<[f32]>::new_slice(comptime!(KEYS.len()));
-    start(&mut state, initial, &part, pass);
+    let part = part_of_cube(segments, sizes, pass);
+    let mut state = Shared::<[f32]>::new_slice(comptime!(pass.key_blocks * CHUNK * pass.columns()));
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(CHUNK * pass.columns()));
+    let mut left = Shared::<[E]>::new_slice(comptime!(KEYS.len()));
+    let mut right = Shared::<[E]>::new_slice(comptime!(pass.right().len()));
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(stage_len(pass.planes)));
+    let outer = state_view(sizes, part.outer_state).from(0usize, part.column);
+    load(&mut state, initial, &outer, pass);
 
     for index in 0..part.chunks {
-        let place = locate(chunks, part.first_chunk + index, part.head, sizes);
-        let keys = place.rows(sizes.key_dim, sizes);
+        let place = place(chunks, sizes, part.first_chunk + index, part.head);
+        let keys = place.keys(sizes);
         let decays = place.decays(sizes);
-        let values = place.rows(sizes.value_dim, sizes).from(0usize, part.column);
+        let values = place.values(sizes).from(0usize, part.column);
         sync_cube();
-        save(&state, states, &state_view(place.state, sizes).from(0usize, part.column), pass);
+        save(&state, states, &state_view(sizes, place.state).from(0usize, part.column), pass);
 
-        let mut sum = Array::<f32>::new(comptime!(pass.product().rows * pass.product().columns));
-        add_read(&mut sum, &mut tile, w, &keys, to_end, &decays, &state, false, pass);
-        put_rows(&mut rows, &sum, writes, &values, -1.0f32, pass);
+        let mut read = Blocks::zeros(grid);
+        add_read::<f32, E>(&mut read, &mut left, &mut right, w, &keys, to_end, &decays, &state, false, pass);
+        complete_rows(&mut rows, &read, &mut stage, writes, &values, -1.0f32, pass);
 
-        for block in 0..comptime!(pass.key_blocks()) {
+        for block in 0..comptime!(pass.key_blocks) {
             let key = block * CHUNK;
-            let mut sum = Array::<f32>::new(comptime!(pass.product().rows * pass.product().columns));
             let (keys, decays) = (keys.from(0usize, key), decays.from(0usize, key));
-            add_outer(&mut sum, &mut tile, k, &keys, to_end, &decays, &rows, decayed, pass);
-            update(&mut state, &sum, from_start, &place, key, pass);
+            let mut written = Blocks::zeros(grid);
+            add_outer::<F, E>(
+                &mut written,
+                &mut left,
+                &mut right,
+                k,
+                &keys,
+                to_end,
+                &decays,
+                &rows,
+                decayed,
+                pass,
+            );
+            update(&mut state, &written, &mut stage, from_start, &place, key, 1.0f32, sizes, true, pass);
         }
     }
     sync_cube();
-    let end = part.first_state + part.chunks * sizes.heads;
-    save(&state, states, &state_view(end, sizes).from(0usize, part.column), pass);
-    save(&state, last, &state_view(part.outer_state, sizes).from(0usize, part.column), pass);
+    let end = state_view(sizes, part.first_state + part.chunks * sizes.heads);
+    save(&state, states, &end.from(0usize, part.column), pass);
+    save(&state, last, &outer, pass);
 }
 
-/// Replaces `p^T do` by the gradient of what the steps write, and writes the gradients of the states
-/// after every chunk and at the start.
+/// Replaces `scale A^T do` in `write_gradients` by the gradient of what the steps write; writes the gradients of the
+/// states after every chunk and before the first.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn reverse_kernel<E: Float>(
-    chunks: &[u32],
-    sequences: &[u32],
-    q: &[E],
-    k: &[E],
+pub(super) fn reverse_kernel<F: Float, E: Float>(
+    q: &[F],
+    k: &[F],
     w: &[f32],
     from_start: &[f32],
     to_end: &[f32],
-    output_gradient: &[E],
+    output_gradient: &[F],
     last_gradient: &[f32],
+    chunks: &[u32],
+    segments: &[u32],
     write_gradients: &mut [f32],
     state_gradients: &mut [f32],
     initial_gradient: &mut [f32],
     count: usize,
-    factor: f32,
+    scale: f32,
+    sizes: &Sizes,
     #[comptime] pass: Pass,
-    #[define(E)] _type: ElemType,
+    #[define(F)] _input: ElemType,
+    #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
-    let sizes = comptime!(pass.sizes);
+    let grid = comptime!(pass.grid());
     let decayed = comptime!(sizes.decay != DecayKind::None);
-    let part = part(sequences, pass);
-    let mut state = Shared::<[f32]>::new_slice(comptime!(pass.state().len()));
-    let mut rows = Shared::<[f32]>::new_slice(comptime!(pass.rows().len()));
-    let mut tile = Shared::<[f32]>::new_slice(comptime!(KEYS.len()));
-    let mut some_rows = Shared::<[f32]>::new_slice(comptime!(pass.some_rows().len()));
-    start(&mut state, last_gradient, &part, pass);
+    let part = part_of_cube(segments, sizes, pass);
+    let mut state = Shared::<[f32]>::new_slice(comptime!(pass.key_blocks * CHUNK * pass.columns()));
+    let mut rows = Shared::<[f32]>::new_slice(comptime!(CHUNK * pass.columns()));
+    let mut left = Shared::<[E]>::new_slice(comptime!(KEYS.len()));
+    let mut right = Shared::<[E]>::new_slice(comptime!(pass.right().len()));
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(stage_len(pass.planes)));
+    let outer = state_view(sizes, part.outer_state).from(0usize, part.column);
+    load(&mut state, last_gradient, &outer, pass);
 
     for index in 0..part.chunks {
-        let chunk = part.first_chunk + part.chunks - 1 - index;
-        let place = locate(chunks, chunk, part.head, sizes);
-        let keys = place.rows(sizes.key_dim, sizes);
+        let place = place(chunks, sizes, part.first_chunk + part.chunks - 1 - index, part.head);
+        let keys = place.keys(sizes);
         let decays = place.decays(sizes);
-        let values = place.rows(sizes.value_dim, sizes).from(0usize, part.column);
+        let values = place.values(sizes).from(0usize, part.column);
         sync_cube();
-        let after = state_view(place.state + sizes.heads, sizes);
+        let after = state_view(sizes, place.state + sizes.heads);
         save(&state, state_gradients, &after.from(0usize, part.column), pass);
 
-        let mut sum = Array::<f32>::new(comptime!(pass.product().rows * pass.product().columns));
-        add_read(&mut sum, &mut tile, k, &keys, to_end, &decays, &state, decayed, pass);
-        put_rows(&mut rows, &sum, write_gradients, &values, 1.0f32, pass);
+        let mut read = Blocks::zeros(grid);
+        add_read::<F, E>(&mut read, &mut left, &mut right, k, &keys, to_end, &decays, &state, decayed, pass);
+        complete_rows(&mut rows, &read, &mut stage, write_gradients, &values, 1.0f32, pass);
 
-        for block in 0..comptime!(pass.key_blocks()) {
+        for block in 0..comptime!(pass.key_blocks) {
             let key = block * CHUNK;
-            let mut sum = Array::<f32>::new(comptime!(pass.product().rows * pass.product().columns));
             let (keys, decays) = (keys.from(0usize, key), decays.from(0usize, key));
-            add_outer(&mut sum, &mut tile, w, &keys, from_start, &decays, &rows, false, pass);
-            let mut read = Array::<f32>::new(comptime!(pass.product().rows * pass.product().columns));
+            let mut erased = Blocks::zeros(grid);
+            add_outer::<f32, E>(
+                &mut erased,
+                &mut left,
+                &mut right,
+                w,
+                &keys,
+                to_end,
+                &decays,
+                &rows,
+                false,
+                pass,
+            );
+            update(&mut state, &erased, &mut stage, from_start, &place, key, -1.0f32, sizes, true, pass);
+            let mut asked = Blocks::zeros(grid);
             for slice in 0..comptime!(CHUNK / DEPTH) {
                 let step = slice * DEPTH;
                 sync_cube();
-                fill(&mut tile, q, &keys.from(step, 0usize), STEPS);
-                if decayed {
-                    scale(&mut tile, from_start, &decays.from(step, 0usize), STEPS);
-                }
-                fill(&mut some_rows, output_gradient, &values.from(step, 0usize), comptime!(pass.some_rows()));
+                let (queries, decays) = (keys.from(step, 0usize), decays.from(step, 0usize));
+                fill_times::<F, f32, E>(&mut left, q, &queries, from_start, &decays, decayed, STEPS);
+                let values = values.from(step, 0usize);
+                fill::<F, E>(&mut right, output_gradient, &values, comptime!(pass.right()));
                 sync_cube();
-                multiply(&mut read, &tile, &some_rows, 0usize, comptime!(pass.product()));
+                add_product::<E>(&mut asked, &left, STEPS, &right, comptime!(pass.right()), grid);
             }
-            #[unroll]
-            for at in 0..comptime!(pass.product().rows * pass.product().columns) {
-                sum[at] = factor * read[at] - sum[at];
-            }
-            update(&mut state, &sum, from_start, &place, key, pass);
+            update(&mut state, &asked, &mut stage, from_start, &place, key, scale, sizes, false, pass);
         }
     }
     sync_cube();
-    save(&state, state_gradients, &state_view(part.first_state, sizes).from(0usize, part.column), pass);
-    save(&state, initial_gradient, &state_view(part.outer_state, sizes).from(0usize, part.column), pass);
-}
-
-/// The state that a pass starts from.
-#[cube]
-fn start(state: &mut Shared<[f32]>, initial: &[f32], part: &Part, #[comptime] pass: Pass) {
-    let mut view = state_view(part.outer_state, pass.sizes).from(0usize, part.column);
-    if comptime!(!pass.initial) {
-        view.rows = 0usize.runtime();
-    }
-    fill(state, initial, &view, comptime!(pass.state()));
+    let before = state_view(sizes, part.first_state);
+    save(&state, state_gradients, &before.from(0usize, part.column), pass);
+    save(&state, initial_gradient, &outer, pass);
 }

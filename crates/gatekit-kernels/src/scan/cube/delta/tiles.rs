@@ -1,17 +1,15 @@
-//! Blocks of tensors in shared memory, and their products.
-//!
-//! An operand of a product lies in shared memory with the summed index first, so that the units
-//! read neighbouring elements; a product's result is spread over the units as `16 x 16` of them,
-//! unit `(a, b)` with the rows `a, a + 16, ..` and the columns `b, b + 16, ..`.
+//! Parts of matrices, read into shared memory as operands of products and scaled on the way, and the way back from a
+//! product's accumulators.
 
-use burn_cubecl::cubecl::{self, prelude::*};
+use cubecl::prelude::*;
 
-/// Units of a cube.
-pub(super) const UNITS: usize = 256;
-/// Units along each side of a product's result.
-pub(super) const SIDE: usize = 16;
-/// Summed indices that a tile holds at a time.
-pub(super) const DEPTH: usize = 16;
+use super::super::{
+    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    decay::{CHUNK, SUB_CHUNKS},
+};
+
+/// Summed indices of a product that are in shared memory at a time.
+pub(super) const DEPTH: usize = BLOCK;
 
 /// A matrix within a tensor; elements beyond its rows and columns count as zero.
 #[derive(CubeType, Clone, Copy)]
@@ -26,26 +24,16 @@ pub(super) struct View {
     pub columns: usize,
 }
 
-/// What is left of `length` after `first` entries.
-#[cube]
-pub(super) fn rest(length: usize, first: usize) -> usize {
-    let mut left = 0usize.runtime();
-    if first < length {
-        left = length - first;
-    }
-    left
-}
-
 #[cube]
 impl View {
     /// Without the first rows and columns.
     pub fn from(&self, row: usize, column: usize) -> View {
         View {
-            origin: self.origin + row * self.row + column * self.column,
+            origin: self.at(row, column),
             row: self.row,
             column: self.column,
-            rows: rest(self.rows, row),
-            columns: rest(self.columns, column),
+            rows: select(row < self.rows, self.rows - row, 0usize),
+            columns: select(column < self.columns, self.columns - column, 0usize),
         }
     }
 
@@ -59,122 +47,176 @@ impl View {
             columns: self.rows,
         }
     }
+
+    /// The first `rows` rows.
+    pub fn above(&self, rows: usize) -> View {
+        View { origin: self.origin, row: self.row, column: self.column, rows, columns: self.columns }
+    }
+
+    /// Place of an element.
+    pub fn at(&self, row: usize, column: usize) -> usize {
+        self.origin + row * self.row + column * self.column
+    }
+
+    /// Whether there is such an element.
+    pub fn has(&self, row: usize, column: usize) -> bool {
+        row < self.rows && column < self.columns
+    }
 }
 
-/// A block of shared memory.
+/// An operand in shared memory, `[DEPTH, columns]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tile {
-    pub rows: usize,
-    pub columns: usize,
-    /// Whether neighbouring elements of the tensor are those of a column, not of a row.
-    pub columns_first: bool,
+pub(super) struct Operand {
+    columns: usize,
+    /// Whether neighbouring elements of the tensor are those of a column, not of a row: neighbouring units read them.
+    by_columns: bool,
 }
 
-impl Tile {
-    /// A tile filled row by row.
-    pub const fn by_rows(rows: usize, columns: usize) -> Self {
-        Self { rows, columns, columns_first: false }
+impl Operand {
+    /// Of `blocks` blocks, filled row by row.
+    pub const fn by_rows(blocks: usize) -> Self {
+        Self { columns: blocks * BLOCK, by_columns: false }
     }
 
-    /// A tile filled column by column.
-    pub const fn by_columns(rows: usize, columns: usize) -> Self {
-        Self { rows, columns, columns_first: true }
+    /// Of `blocks` blocks, filled column by column.
+    pub const fn by_columns(blocks: usize) -> Self {
+        Self { columns: blocks * BLOCK, by_columns: true }
     }
 
-    /// From one row to the next: odd, so that a column lies in different banks.
     pub const fn stride(self) -> usize {
-        self.columns + 1
+        operand_stride(self.columns / BLOCK)
     }
 
     pub const fn len(self) -> usize {
-        self.rows * self.stride()
+        DEPTH * self.stride()
+    }
+
+    pub const fn layout(self) -> Layout {
+        Layout::DepthMajor(self.stride())
     }
 }
 
-/// Row and column of an element of a tile.
+/// Row and column of an element of an operand.
 #[cube]
-fn place(index: usize, #[comptime] tile: Tile) -> (usize, usize) {
-    if comptime!(tile.columns_first) {
-        (index % tile.rows, index / tile.rows)
+fn element(index: usize, #[comptime] shape: Operand) -> (usize, usize) {
+    if comptime!(shape.by_columns) {
+        (index % DEPTH, index / DEPTH)
     } else {
-        (index / tile.columns, index % tile.columns)
+        (index / shape.columns, index % shape.columns)
     }
 }
 
-/// Reads a tile. Each unit writes the elements that it scales in [`scale`].
+/// Reads an operand.
 #[cube]
-pub(super) fn fill<E: Float>(to: &mut Shared<[f32]>, x: &[E], view: &View, #[comptime] tile: Tile) {
-    for step in 0..comptime!((tile.rows * tile.columns).div_ceil(UNITS)) {
-        let index = step * UNITS + UNIT_POS as usize;
-        if index < comptime!(tile.rows * tile.columns) {
-            let (row, column) = place(index, tile);
-            let mut value = 0.0f32.runtime();
-            if row < view.rows && column < view.columns {
-                value = f32::cast_from(x[view.origin + row * view.row + column * view.column]);
-            }
-            to[row * comptime!(tile.stride()) + column] = value;
-        }
-    }
-}
-
-/// Multiplies a tile that was just filled by another matrix, element by element.
-#[cube]
-pub(super) fn scale<E: Float>(to: &mut Shared<[f32]>, x: &[E], view: &View, #[comptime] tile: Tile) {
-    for step in 0..comptime!((tile.rows * tile.columns).div_ceil(UNITS)) {
-        let index = step * UNITS + UNIT_POS as usize;
-        if index < comptime!(tile.rows * tile.columns) {
-            let (row, column) = place(index, tile);
-            if row < view.rows && column < view.columns {
-                let factor = f32::cast_from(x[view.origin + row * view.row + column * view.column]);
-                to[row * comptime!(tile.stride()) + column] *= factor;
-            }
-        }
-    }
-}
-
-/// Sizes of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Product {
-    /// From one summed index to the next in the left and in the right operand.
-    pub strides: [usize; 2],
-    /// Rows and columns of the result that a unit holds.
-    pub rows: usize,
-    pub columns: usize,
-}
-
-impl Product {
-    pub const fn of(left: Tile, right: Tile) -> Self {
-        Self {
-            strides: [left.stride(), right.stride()],
-            rows: left.columns / SIDE,
-            columns: right.columns / SIDE,
-        }
-    }
-}
-
-/// `sum[i, j] += sum_r left[r, i] right[first + r, j]` over [`DEPTH`] indices `r`.
-#[cube]
-pub(super) fn multiply(
-    sum: &mut Array<f32>,
-    left: &Shared<[f32]>,
-    right: &Shared<[f32]>,
-    first: usize,
-    #[comptime] product: Product,
+pub(super) fn fill<F: Float, E: Float>(
+    to: &mut Shared<[E]>,
+    x: &[F],
+    view: &View,
+    #[comptime] shape: Operand,
 ) {
-    let (a, b) = (UNIT_POS as usize / SIDE, UNIT_POS as usize % SIDE);
-    for r in 0..DEPTH {
-        let mut rows = Array::<f32>::new(product.rows);
-        #[unroll]
-        for x in 0..product.rows {
-            rows[x] = left[r * comptime!(product.strides[0]) + a + x * SIDE];
+    fill_times::<F, F, E>(to, x, view, x, view, false, shape);
+}
+
+/// Reads an operand times another matrix, element by element, where `scaled`.
+#[cube]
+pub(super) fn fill_times<F: Float, G: Float, E: Float>(
+    to: &mut Shared<[E]>,
+    x: &[F],
+    view: &View,
+    factors: &[G],
+    factors_view: &View,
+    #[comptime] scaled: bool,
+    #[comptime] shape: Operand,
+) {
+    for round in 0..comptime!(DEPTH * shape.columns / UNITS) {
+        let index = round * UNITS + UNIT_POS as usize;
+        let (row, column) = element(index, shape);
+        let mut value = 0.0f32.runtime();
+        if view.has(row, column) {
+            value = f32::cast_from(x[view.at(row, column)]);
+            if comptime!(scaled) {
+                value *= f32::cast_from(factors[factors_view.at(row, column)]);
+            }
         }
+        to[row * comptime!(shape.stride()) + column] = E::cast_from(value);
+    }
+}
+
+/// Adds the product of two operands over [`DEPTH`] indices.
+#[cube]
+pub(super) fn add_product<E: Float>(
+    sum: &mut Blocks,
+    left: &Shared<[E]>,
+    #[comptime] left_shape: Operand,
+    right: &Shared<[E]>,
+    #[comptime] right_shape: Operand,
+    #[comptime] grid: Grid,
+) {
+    sum.product::<E>(
+        left,
+        0usize,
+        comptime!(left_shape.layout()),
+        right,
+        0usize,
+        comptime!(right_shape.layout()),
+        DEPTH,
+        comptime!(grid.all()),
+    );
+}
+
+/// A grid of `columns` columns of blocks, as high as a chunk.
+pub(super) const fn chunk_grid(columns: usize, planes: usize) -> Grid {
+    Grid::new(SUB_CHUNKS, columns, planes)
+}
+
+/// Numbers of shared memory that one column of blocks is spilled to.
+pub(super) const fn stage_len(planes: usize) -> usize {
+    chunk_grid(1, planes).stage_len(1)
+}
+
+/// The unit's elements of a column of blocks: rows `unit / 16 + 16 m`, column `unit % 16`. Cubes synchronise within.
+#[cube]
+pub(super) fn own_elements(
+    blocks: &Blocks,
+    stage: &mut Shared<[f32]>,
+    #[comptime] column: usize,
+    #[comptime] grid: Grid,
+) -> Array<f32> {
+    let mut own = Array::<f32>::new(SUB_CHUNKS);
+    sync_cube();
+    blocks.spill(stage, column, 1usize);
+    sync_cube();
+    #[unroll]
+    for m in 0..SUB_CHUNKS {
+        let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+        own[m] = stage[row * comptime!(grid.stage_stride(1)) + UNIT_POS as usize % BLOCK];
+    }
+    own
+}
+
+/// Writes `scale` times the accumulators where the view has elements. Cubes synchronise within.
+#[cube]
+pub(super) fn write_out<F: Float>(
+    blocks: &Blocks,
+    stage: &mut Shared<[f32]>,
+    to: &mut [F],
+    scale: f32,
+    view: &View,
+    #[comptime] grid: Grid,
+) {
+    #[unroll]
+    for column in 0..comptime!(grid.cols) {
+        let own = own_elements(blocks, stage, column, grid);
         #[unroll]
-        for y in 0..product.columns {
-            let column = right[(first + r) * comptime!(product.strides[1]) + b + y * SIDE];
-            #[unroll]
-            for x in 0..product.rows {
-                sum[x * product.columns + y] += rows[x] * column;
+        for m in 0..SUB_CHUNKS {
+            let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+            let column = UNIT_POS as usize % BLOCK + comptime!(column * BLOCK);
+            if view.has(row, column) {
+                to[view.at(row, column)] = F::cast_from(scale * own[m]);
             }
         }
     }
 }
+
+/// Blocks of a chunk's steps.
+pub(super) const STEP_BLOCKS: usize = CHUNK / BLOCK;

@@ -1,5 +1,5 @@
-//! Gradients of the matrices over a chunk's pairs of steps, of the values, and the values' part in
-//! the gradient of `beta`.
+//! Gradients of the matrices over a chunk's pairs of steps, of the values, and the values' part in the gradient of
+//! `beta`.
 //!
 //! ```text
 //! attention:      do x^T                              lower
@@ -10,109 +10,116 @@
 //!
 //! with `x` what the steps write and `e` the gradient of `v` minus what the state holds for the key.
 
-use burn_cubecl::cubecl::{self, ir::ElemType, prelude::*};
+use cubecl::{ir::ElemType, prelude::*};
 
-use super::layout::{CHUNK, Sizes, locate};
-use super::tiles::{DEPTH, Product, SIDE, Tile, UNITS, fill, multiply};
+use super::super::{
+    blocks::{BLOCK, Blocks},
+    decay::{CHUNK, SUB_CHUNKS},
+};
+use super::place::{Sizes, place_of_cube};
+use super::tiles::{DEPTH, Operand, STEP_BLOCKS, add_product, chunk_grid, fill, own_elements, stage_len};
 
-const TILE: Tile = Tile::by_columns(DEPTH, CHUNK);
-const PRODUCT: Product = Product::of(TILE, TILE);
-/// Units that add up each step's sums.
-const PARTS: usize = UNITS / CHUNK;
+/// Values by steps.
+const SLAB: Operand = Operand::by_columns(STEP_BLOCKS);
 
-/// A cube a chunk and head.
+/// A cube a chunk and head. The gradient of `beta` is written as the last of `parts` to be added up.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn weights_kernel<E: Float, B: Float>(
-    chunks: &[u32],
-    v: &[E],
+pub(super) fn weights_kernel<F: Float, B: Float, E: Float>(
+    v: &[F],
     beta: &[B],
-    output_gradient: &[E],
+    output_gradient: &[F],
     writes: &[f32],
     errors: &[f32],
     keys_on_keys: &[f32],
+    chunks: &[u32],
     attention_gradient: &mut [f32],
     keys_gradient: &mut [f32],
-    values_gradient: &mut [E],
+    values_gradient: &mut [F],
     beta_gradient: &mut [f32],
     count: usize,
-    #[comptime] parts: usize,
-    #[comptime] sizes: Sizes,
-    #[define(E, B)] _types: [ElemType; 2],
+    parts: usize,
+    sizes: &Sizes,
+    #[define(F)] _input: ElemType,
+    #[define(B)] _beta: ElemType,
+    #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();
     }
+    let grid = comptime!(chunk_grid(STEP_BLOCKS, sizes.planes));
     let unit = UNIT_POS as usize;
-    let place = locate(chunks, CUBE_POS / sizes.heads, CUBE_POS % sizes.heads, sizes);
-    let values = place.rows(sizes.value_dim, sizes);
-    let columns = values.transpose();
-    let strengths = place.values(1usize, sizes);
+    let (a, b) = (unit / BLOCK, unit % BLOCK);
+    let place = place_of_cube(chunks, sizes, 1usize.runtime());
+    let values = place.values(sizes);
+    let pairs = place.pairs();
+    let strengths = place.numbers(sizes, 1usize.runtime());
 
-    let mut gradient = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
-    let mut write = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
-    let mut error = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
-    let mut value = Shared::<[f32]>::new_slice(comptime!(TILE.len()));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(CHUNK * (SIDE + PARTS)));
-    let mut scores = Array::<f32>::new(comptime!(PRODUCT.rows * PRODUCT.columns));
-    let mut held = Array::<f32>::new(comptime!(PRODUCT.rows * PRODUCT.columns));
-    let (own_step, own_part) = (unit % CHUNK, unit / CHUNK);
-    let mut own_sum = 0.0f32.runtime();
+    let mut gradient = Shared::<[E]>::new_slice(comptime!(SLAB.len()));
+    let mut write = Shared::<[E]>::new_slice(comptime!(SLAB.len()));
+    let mut error = Shared::<[E]>::new_slice(comptime!(SLAB.len()));
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(stage_len(sizes.planes)));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(CHUNK * BLOCK));
+    let mut scores = Blocks::zeros(grid);
+    let mut held = Blocks::zeros(grid);
+    // Of the unit's steps: rows `unit / 16 + 16 m`.
+    let mut strength = Array::<f32>::new(SUB_CHUNKS);
+    let mut sum = Array::<f32>::new(SUB_CHUNKS);
+    #[unroll]
+    for m in 0..SUB_CHUNKS {
+        let row = a + comptime!(m * BLOCK);
+        strength[m] = 0.0;
+        sum[m] = 0.0;
+        if row < place.steps {
+            strength[m] = f32::cast_from(beta[strengths.at(row, 0usize)]);
+        }
+    }
 
-    for slice in 0..comptime!(sizes.value_dim.div_ceil(DEPTH)) {
+    for slice in 0..sizes.value_dim.div_ceil(DEPTH) {
         let channel = slice * DEPTH;
         sync_cube();
-        let view = columns.from(channel, 0usize);
-        fill(&mut gradient, output_gradient, &view, TILE);
-        fill(&mut write, writes, &view, TILE);
-        fill(&mut error, errors, &view, TILE);
-        fill(&mut value, v, &view, TILE);
-        sync_cube();
-        multiply(&mut scores, &gradient, &write, 0usize, PRODUCT);
-        multiply(&mut held, &error, &write, 0usize, PRODUCT);
-        for index in 0..comptime!(DEPTH / PARTS) {
-            let at = (own_part + index * PARTS) * comptime!(TILE.stride()) + own_step;
-            own_sum += error[at] * value[at];
-        }
-        for index in 0..comptime!(DEPTH * CHUNK / UNITS) {
-            let at = index * UNITS + unit;
-            let (channel, step) = (at % DEPTH, at / DEPTH);
-            if channel < view.rows && step < view.columns {
-                let strength = f32::cast_from(beta[strengths.origin + step * strengths.row]);
-                let gradient = strength * error[channel * comptime!(TILE.stride()) + step];
-                values_gradient[view.origin + channel + step * view.column] = E::cast_from(gradient);
+        let view = values.from(0usize, channel).transpose();
+        fill::<F, E>(&mut gradient, output_gradient, &view, SLAB);
+        fill::<f32, E>(&mut write, writes, &view, SLAB);
+        fill::<f32, E>(&mut error, errors, &view, SLAB);
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            let (row, value) = (a + comptime!(m * BLOCK), channel + b);
+            if values.has(row, value) {
+                let at = values.at(row, value);
+                sum[m] += errors[at] * f32::cast_from(v[at]);
+                values_gradient[at] = F::cast_from(strength[m] * errors[at]);
             }
         }
+        sync_cube();
+        add_product::<E>(&mut scores, &gradient, SLAB, &write, SLAB, grid);
+        add_product::<E>(&mut held, &error, SLAB, &write, SLAB, grid);
     }
 
-    let (a, b) = (unit / SIDE, unit % SIDE);
-    let origin = place.pairs().origin;
     #[unroll]
-    for x in 0..comptime!(PRODUCT.rows) {
-        let row = a + x * SIDE;
-        let mut strength = 0.0f32.runtime();
-        if row < place.steps {
-            strength = f32::cast_from(beta[strengths.origin + row * strengths.row]);
-        }
-        let mut sum = 0.0f32.runtime();
+    for block in 0..STEP_BLOCKS {
+        let column = b + comptime!(block * BLOCK);
+        let own_scores = own_elements(&scores, &mut stage, block, grid);
+        let own_held = own_elements(&held, &mut stage, block, grid);
         #[unroll]
-        for y in 0..comptime!(PRODUCT.columns) {
-            let column = b + y * SIDE;
-            let at = origin + row * CHUNK + column;
-            let index = comptime!(x * PRODUCT.columns + y);
-            attention_gradient[at] = select(row >= column, scores[index], 0.0f32);
-            let lower = select(row > column, -held[index], 0.0f32);
-            keys_gradient[at] = strength * lower;
-            sum += lower * keys_on_keys[at];
+        for m in 0..SUB_CHUNKS {
+            let row = a + comptime!(m * BLOCK);
+            let at = pairs.at(row, column);
+            let lower = select(row > column, -own_held[m], 0.0f32);
+            attention_gradient[at] = select(row >= column, own_scores[m], 0.0f32);
+            keys_gradient[at] = strength[m] * lower;
+            sum[m] += lower * keys_on_keys[at];
         }
-        sums[row * comptime!(SIDE + PARTS) + b] = sum;
     }
-    sums[own_step * comptime!(SIDE + PARTS) + SIDE + own_part] = own_sum;
+    #[unroll]
+    for m in 0..SUB_CHUNKS {
+        sums[unit + comptime!(m * BLOCK * BLOCK)] = sum[m];
+    }
     sync_cube();
     if unit < place.steps {
         let mut sum = 0.0f32.runtime();
-        for index in 0..comptime!(SIDE + PARTS) {
-            sum += sums[unit * comptime!(SIDE + PARTS) + index];
+        for index in 0..BLOCK {
+            sum += sums[unit * BLOCK + index];
         }
-        beta_gradient[(strengths.origin + unit * strengths.row) * parts + comptime!(parts - 1)] = sum;
+        beta_gradient[strengths.at(unit, 0usize) * parts + parts - 1] = sum;
     }
 }

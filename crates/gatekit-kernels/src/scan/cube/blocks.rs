@@ -1,0 +1,363 @@
+//! Products of small matrices by a whole cube: the one place that knows how.
+//!
+//! A product accumulates into a grid of 16 x 16 blocks in registers, from operands in shared memory. Two
+//! implementations stand behind the same interface and are told apart by [`Grid::planes`]:
+//!
+//! * **units**: each of the 256 units holds one element of every block. Work is then spread evenly whatever set of
+//!   blocks takes part, so triangles cost what they should and no unit diverges. Per step of the contraction a unit
+//!   reads `rows + cols` numbers for `rows * cols` multiply-adds; the rows are broadcasts, the columns consecutive,
+//!   neither conflicts in the banks of shared memory.
+//! * **matrix units**: each plane holds whole blocks as cooperative-matrix fragments (16 x 16 x 16, half-precision
+//!   operands, float32 accumulators), block `b` on plane `b mod planes`.
+//!
+//! Because a fragment's layout is the device's secret, elementwise work on accumulators goes through shared memory:
+//! [`Blocks::spill`] and [`Blocks::fill`].
+
+use cubecl::{cmma, prelude::*};
+
+/// Units of a cube of every kernel here: a block's elements, and eight planes of 32.
+pub(crate) const UNITS: usize = 256;
+
+/// Side of a block of accumulators, and the length of a sub-chunk.
+pub(crate) const BLOCK: usize = 16;
+
+/// Shape of a grid of blocks, and what computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Grid {
+    /// Blocks one below the other.
+    pub rows: usize,
+    /// Blocks side by side; `rows * cols` is at most 32.
+    pub cols: usize,
+    /// Planes of the cube that work with matrix units; 0: products by the units themselves.
+    pub planes: usize,
+}
+
+/// A set of blocks of a grid: bit `row * cols + col`.
+pub(crate) type Active = u32;
+
+impl Grid {
+    pub const fn new(rows: usize, cols: usize, planes: usize) -> Self {
+        assert!(rows * cols <= 32);
+        Self { rows, cols, planes }
+    }
+
+    const fn blocks(self) -> usize {
+        self.rows * self.cols
+    }
+
+    const fn fragments(self) -> usize {
+        if self.planes == 0 { 0 } else { self.blocks().div_ceil(self.planes) }
+    }
+
+    /// The blocks for which `take(row, col)` holds.
+    pub fn active(self, take: impl Fn(usize, usize) -> bool) -> Active {
+        (0..self.blocks())
+            .filter(|block| take(block / self.cols, block % self.cols))
+            .fold(0, |set, block| set | 1 << block)
+    }
+
+    /// All blocks.
+    pub fn all(self) -> Active {
+        self.active(|_, _| true)
+    }
+
+    /// Distance between the rows of the shared memory that `columns` columns of blocks are spilled to. Matrix units
+    /// store rows of whole 16-byte words; units like an odd distance, which meets no bank twice.
+    pub const fn stage_stride(self, columns: usize) -> usize {
+        columns * BLOCK + if self.planes == 0 { 1 } else { 4 }
+    }
+
+    /// Numbers of shared memory that `columns` columns of blocks are spilled to.
+    pub const fn stage_len(self, columns: usize) -> usize {
+        self.rows * BLOCK * self.stage_stride(columns)
+    }
+}
+
+/// How an operand's first axis, the rows of a left operand or the columns of a right one, lies in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Layout {
+    /// `[contraction, axis]` with this distance between rows.
+    DepthMajor(usize),
+    /// `[axis, contraction]` with this distance between rows.
+    AxisMajor(usize),
+}
+
+impl Layout {
+    /// Depth-major rows of `blocks` blocks: padded so that rows stay 16-byte words of half-precision numbers.
+    pub const fn operand(blocks: usize) -> Self {
+        Self::DepthMajor(operand_stride(blocks))
+    }
+
+    const fn depth_stride(self) -> usize {
+        match self {
+            Self::DepthMajor(stride) => stride,
+            Self::AxisMajor(_) => 1,
+        }
+    }
+
+    const fn axis_stride(self) -> usize {
+        match self {
+            Self::DepthMajor(_) => 1,
+            Self::AxisMajor(stride) => stride,
+        }
+    }
+
+    const fn stride(self) -> usize {
+        match self {
+            Self::DepthMajor(stride) | Self::AxisMajor(stride) => stride,
+        }
+    }
+
+    const fn matrix_layout(self, left: bool) -> cmma::MatrixLayout {
+        match (self, left) {
+            (Self::DepthMajor(_), true) | (Self::AxisMajor(_), false) => cmma::MatrixLayout::ColMajor,
+            (Self::DepthMajor(_), false) | (Self::AxisMajor(_), true) => cmma::MatrixLayout::RowMajor,
+        }
+    }
+}
+
+/// Distance between the rows of an operand of `blocks` blocks.
+pub(crate) const fn operand_stride(blocks: usize) -> usize {
+    blocks * BLOCK + 8
+}
+
+/// Accumulators of a product, in float32.
+#[derive(CubeType)]
+pub(crate) struct Blocks {
+    registers: Array<f32>,
+    fragments: Sequence<cmma::Matrix<f32>>,
+    #[cube(comptime)]
+    grid: Grid,
+}
+
+#[cube]
+impl Blocks {
+    /// All zero.
+    pub fn zeros(#[comptime] grid: Grid) -> Blocks {
+        let registers = Array::<f32>::new(comptime!(if grid.planes == 0 { grid.blocks() } else { 1 }));
+        let mut fragments = Sequence::<cmma::Matrix<f32>>::new();
+        #[unroll]
+        for _ in 0..comptime!(grid.fragments()) {
+            fragments.push(cmma::Matrix::<f32>::from_value(
+                cmma::MatrixIdent::Accumulator,
+                16usize,
+                16usize,
+                16usize,
+                cmma::MatrixLayout::Undefined,
+                0.0,
+            ));
+        }
+        let mut blocks = Blocks { registers, fragments, grid };
+        blocks.clear();
+        blocks
+    }
+
+    /// Sets all to zero.
+    pub fn clear(&mut self) {
+        let grid = comptime!(self.grid);
+        if comptime!(grid.planes == 0) {
+            #[unroll]
+            for index in 0..comptime!(grid.blocks()) {
+                self.registers[index] = 0.0;
+            }
+        } else {
+            #[unroll]
+            for index in 0..comptime!(grid.fragments()) {
+                cmma::fill(self.fragments.index_mut(index), 0.0);
+            }
+        }
+    }
+
+    /// Adds `lhs rhs` in the blocks of `active`: `lhs` has the grid's rows, `rhs` its columns, and they contract over
+    /// `depth`, a multiple of 16.
+    ///
+    /// The caller synchronises the cube before (operands written) and after (operands overwritten).
+    pub fn product<E: Float>(
+        &mut self,
+        lhs: &Shared<[E]>,
+        lhs_at: usize,
+        #[comptime] lhs_layout: Layout,
+        rhs: &Shared<[E]>,
+        rhs_at: usize,
+        #[comptime] rhs_layout: Layout,
+        #[comptime] depth: usize,
+        #[comptime] active: Active,
+    ) {
+        if comptime!(self.grid.planes == 0) {
+            self.product_by_units::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
+        } else {
+            self.product_by_planes::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
+        }
+    }
+
+    fn product_by_units<E: Float>(
+        &mut self,
+        lhs: &Shared<[E]>,
+        lhs_at: usize,
+        #[comptime] lhs_layout: Layout,
+        rhs: &Shared<[E]>,
+        rhs_at: usize,
+        #[comptime] rhs_layout: Layout,
+        #[comptime] depth: usize,
+        #[comptime] active: Active,
+    ) {
+        let grid = comptime!(self.grid);
+        let row = UNIT_POS as usize / BLOCK;
+        let col = UNIT_POS as usize % BLOCK;
+        let lhs_at = lhs_at + row * comptime!(lhs_layout.axis_stride());
+        let rhs_at = rhs_at + col * comptime!(rhs_layout.axis_stride());
+        let mut left = Array::<f32>::new(comptime!(grid.rows));
+        for step in 0..depth {
+            let lhs_step = lhs_at + step * comptime!(lhs_layout.depth_stride());
+            let rhs_step = rhs_at + step * comptime!(rhs_layout.depth_stride());
+            #[unroll]
+            for m in 0..comptime!(grid.rows) {
+                if comptime!((0..grid.cols).any(|n| active >> (m * grid.cols + n) & 1 == 1)) {
+                    left[m] = f32::cast_from(lhs[lhs_step + comptime!(m * BLOCK * lhs_layout.axis_stride())]);
+                }
+            }
+            #[unroll]
+            for n in 0..comptime!(grid.cols) {
+                if comptime!((0..grid.rows).any(|m| active >> (m * grid.cols + n) & 1 == 1)) {
+                    let right =
+                        f32::cast_from(rhs[rhs_step + comptime!(n * BLOCK * rhs_layout.axis_stride())]);
+                    #[unroll]
+                    for m in 0..comptime!(grid.rows) {
+                        if comptime!(active >> (m * grid.cols + n) & 1 == 1) {
+                            self.registers[comptime!(m * grid.cols + n)] += left[m] * right;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn product_by_planes<E: Float>(
+        &mut self,
+        lhs: &Shared<[E]>,
+        lhs_at: usize,
+        #[comptime] lhs_layout: Layout,
+        rhs: &Shared<[E]>,
+        rhs_at: usize,
+        #[comptime] rhs_layout: Layout,
+        #[comptime] depth: usize,
+        #[comptime] active: Active,
+    ) {
+        let grid = comptime!(self.grid);
+        let plane = UNIT_POS / PLANE_DIM;
+        let lhs_len = comptime!(BLOCK * lhs_layout.stride() - (lhs_layout.stride() - BLOCK));
+        let rhs_len = comptime!(BLOCK * rhs_layout.stride() - (rhs_layout.stride() - BLOCK));
+        #[unroll]
+        for index in 0..comptime!(grid.fragments()) {
+            let block = plane + comptime!((index * grid.planes) as u32);
+            // Blocks past the grid have no bit.
+            let taken = block < comptime!(grid.blocks() as u32) && (active >> block) & 1 == 1;
+            if taken {
+                let m = block as usize / comptime!(grid.cols);
+                let n = block as usize % comptime!(grid.cols);
+                #[unroll]
+                for step in 0..comptime!(depth / BLOCK) {
+                    let lhs_from = lhs_at
+                        + m * comptime!(BLOCK * lhs_layout.axis_stride())
+                        + comptime!(step * BLOCK * lhs_layout.depth_stride());
+                    let rhs_from = rhs_at
+                        + n * comptime!(BLOCK * rhs_layout.axis_stride())
+                        + comptime!(step * BLOCK * rhs_layout.depth_stride());
+                    let left = cmma::Matrix::<E>::from_slice(
+                        cmma::MatrixIdent::A,
+                        16usize,
+                        16usize,
+                        16usize,
+                        comptime!(lhs_layout.matrix_layout(true)),
+                        &lhs[lhs_from..lhs_from + lhs_len],
+                        comptime!(lhs_layout.stride() as u32),
+                    );
+                    let right = cmma::Matrix::<E>::from_slice(
+                        cmma::MatrixIdent::B,
+                        16usize,
+                        16usize,
+                        16usize,
+                        comptime!(rhs_layout.matrix_layout(false)),
+                        &rhs[rhs_from..rhs_from + rhs_len],
+                        comptime!(rhs_layout.stride() as u32),
+                    );
+                    let sum = self.fragments.index(index);
+                    cmma::execute(&left, &right, sum, sum);
+                }
+            }
+        }
+    }
+
+    /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
+    /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
+    pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        let grid = comptime!(self.grid);
+        let stride = comptime!(grid.stage_stride(count));
+        if comptime!(grid.planes == 0) {
+            let row = UNIT_POS as usize / BLOCK;
+            let col = UNIT_POS as usize % BLOCK;
+            let at = row * stride + col;
+            #[unroll]
+            for m in 0..comptime!(grid.rows) {
+                #[unroll]
+                for n in 0..count {
+                    stage[at + comptime!(m * BLOCK * stride + n * BLOCK)] =
+                        self.registers[comptime!(m * grid.cols + first + n)];
+                }
+            }
+        } else {
+            let plane = UNIT_POS / PLANE_DIM;
+            #[unroll]
+            for index in 0..comptime!(grid.fragments()) {
+                let block = (plane + comptime!((index * grid.planes) as u32)) as usize;
+                let m = block / comptime!(grid.cols);
+                let n = block % comptime!(grid.cols);
+                if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
+                    let from = m * comptime!(BLOCK * stride) + (n - first) * BLOCK;
+                    cmma::store(
+                        &mut stage[from..from + comptime!((BLOCK - 1) * stride + BLOCK)],
+                        self.fragments.index(index),
+                        comptime!(stride as u32),
+                        cmma::MatrixLayout::RowMajor,
+                    );
+                }
+            }
+        }
+    }
+
+    /// The inverse of [`spill`](Self::spill).
+    pub fn fill(&mut self, stage: &Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        let grid = comptime!(self.grid);
+        let stride = comptime!(grid.stage_stride(count));
+        if comptime!(grid.planes == 0) {
+            let row = UNIT_POS as usize / BLOCK;
+            let col = UNIT_POS as usize % BLOCK;
+            let at = row * stride + col;
+            #[unroll]
+            for m in 0..comptime!(grid.rows) {
+                #[unroll]
+                for n in 0..count {
+                    self.registers[comptime!(m * grid.cols + first + n)] =
+                        stage[at + comptime!(m * BLOCK * stride + n * BLOCK)];
+                }
+            }
+        } else {
+            let plane = UNIT_POS / PLANE_DIM;
+            #[unroll]
+            for index in 0..comptime!(grid.fragments()) {
+                let block = (plane + comptime!((index * grid.planes) as u32)) as usize;
+                let m = block / comptime!(grid.cols);
+                let n = block % comptime!(grid.cols);
+                if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
+                    let from = m * comptime!(BLOCK * stride) + (n - first) * BLOCK;
+                    cmma::load_with_layout(
+                        self.fragments.index_mut(index),
+                        &stage[from..from + comptime!((BLOCK - 1) * stride + BLOCK)],
+                        comptime!(stride as u32),
+                        cmma::MatrixLayout::RowMajor,
+                    );
+                }
+            }
+        }
+    }
+}

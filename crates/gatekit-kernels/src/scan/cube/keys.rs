@@ -1,0 +1,551 @@
+//! Gradients of every chunk's queries, keys and log decays.
+//!
+//! ```text
+//! dQ = scale (dO S^T from + P K)     P_ij = sum_v do_iv v_jv  for i >= j, each term times the decay from j to i
+//! dK = V H^T to + scale P^T Q
+//! dg_t = rowsum(H * S_after) + sum_{s >= t} (q_s * dq'_s - k_s * dk'_s)
+//! ```
+//!
+//! with S and H: the state before the chunk and the gradient of the state after it, S_after: the state after it, and
+//! dq', dk' without the products of steps with themselves, which would cancel in dg and cost it its precision under
+//! strong decay. Sums of dg run over a chunk at most: each chunk starts anew from its states.
+//!
+//! A cube has one chunk of one head and 64 key channels. In one pass over the value channels, in slabs of 16, it makes
+//! the three products over them, `P`, `dO S^T` and `V H^T`, and `rowsum(H * S_after)`, reading `2 CV` inputs and three
+//! state blocks `64 V`. The rest has the unit's own 16 steps of a channel in registers (see [`columns`](super::columns)).
+
+use cubecl::prelude::*;
+
+use super::{
+    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    columns::{
+        CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
+    },
+    decay::{CHUNK, Decays, GRADIENT_FLOOR, SUB_CHUNKS, decay_stride},
+    tiles::{Tile, TileShape, load},
+};
+use crate::scan::DecayKind;
+
+/// Value channels of a slab.
+const SLAB: usize = BLOCK;
+
+/// Distance between the rows of the operands: 64 steps or 64 channels, and the pairs' 64 columns.
+const STRIDE: usize = operand_stride(SUB_CHUNKS);
+
+/// What is known when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct KeysPlan {
+    pub decay: DecayKind,
+    pub planes: usize,
+}
+
+impl KeysPlan {
+    const fn grid(self) -> Grid {
+        Grid::new(SUB_CHUNKS, SUB_CHUNKS, self.planes)
+    }
+
+    /// The blocks that hold pairs.
+    fn triangle(self) -> u32 {
+        self.grid().active(|row, col| row >= col)
+    }
+
+    /// Bytes of shared memory, with operands of `operand_bytes` each.
+    pub const fn shared_bytes(self, operand_bytes: usize) -> usize {
+        let operands = (CHUNK + SLAB) * STRIDE;
+        let decays = 3 * CHUNK * decay_stride(1) + SUB_CHUNKS;
+        let floats = self.grid().stage_len(1) + WholeDecays::LEN + 2 * UNITS + CHUNK + decays;
+        operands * operand_bytes + floats * 4
+    }
+}
+
+/// `states`, `gradients`: of states by slot, see [`state`](super::state); the gradients hold those after the chunks.
+/// The gradient of the log decay is written per key channel, or per head as a sum over the cube's 64 key channels,
+/// `[blocks of key channels, tokens, heads]`.
+///
+/// Cubes: chunks, heads, blocks of key channels.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: Size, NS: Size>(
+    q: &[F],
+    k: &[F],
+    v: &[Vector<F, NV>],
+    output_gradient: &[Vector<F, NV>],
+    log_decay: &[G],
+    states: &[Vector<S, NS>],
+    gradients: &[Vector<S, NS>],
+    chunks: &[u32],
+    dq: &mut [F],
+    dk: &mut [F],
+    dg: &mut [D],
+    scale: f32,
+    tokens: usize,
+    heads: usize,
+    key_dim: usize,
+    value_dim: usize,
+    #[comptime] plan: KeysPlan,
+    #[define(F)] _input: ElemType,
+    #[define(G)] _decay: ElemType,
+    #[define(D)] _decay_gradient: ElemType,
+    #[define(S)] _state: ElemType,
+    #[define(E)] _operand: ElemType,
+) {
+    let grid = comptime!(plan.grid());
+    let chunk = CUBE_POS_X as usize;
+    let head = CUBE_POS_Y as usize;
+    let first_key = CUBE_POS_Z as usize * CHANNELS;
+    let token = chunks[chunk * 3] as usize;
+    let length = chunks[chunk * 3 + 1] as usize;
+    let slot = chunks[chunk * 3 + 2] as usize;
+    let first_row = token * heads + head;
+
+    // Four slabs of operands, then the pairs `[row, col]`.
+    let mut slabs = Shared::<[E]>::new_slice(comptime!(CHUNK * STRIDE));
+    let mut operand = Shared::<[E]>::new_slice(comptime!(SLAB * STRIDE));
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(grid.stage_len(1)));
+    let mut wholes = WholeDecays::new();
+    let mut sums = Shared::<[f32]>::new_slice(UNITS);
+    let mut later_sums = Shared::<[f32]>::new_slice(UNITS);
+    let mut own_pairs = Shared::<[f32]>::new_slice(CHUNK);
+
+    let column = Column::of_unit(token, length, head, heads, first_key, key_dim, plan.decay);
+    let log_decays = column.load_log_decay::<G>(log_decay, plan.decay);
+    let own_factors = factors(&log_decays);
+    wholes.share(&log_decays);
+
+    // --- Products over the value channels ---
+    let mut pairs = Blocks::zeros(grid);
+    let mut from_state = Blocks::zeros(grid);
+    let mut to_state = Blocks::zeros(grid);
+    let mut total = 0.0f32;
+    let steps = comptime!(TileShape::transposed(CHUNK, SLAB, STRIDE));
+    let slab_layout = comptime!(Layout::DepthMajor(STRIDE));
+    for slab in 0..value_dim.div_ceil(SLAB) {
+        let first_value = slab * SLAB;
+        let values = Tile {
+            start: first_row * value_dim + first_value,
+            row_stride: heads * value_dim,
+            rows: length,
+            cols: value_dim - first_value,
+        };
+        let state = Tile {
+            start: ((slot * heads + head) * key_dim + first_key) * value_dim + first_value,
+            row_stride: value_dim,
+            rows: key_dim - first_key,
+            cols: value_dim - first_value,
+        };
+        let after = Tile {
+            start: state.start + heads * key_dim * value_dim,
+            row_stride: value_dim,
+            rows: key_dim - first_key,
+            cols: value_dim - first_value,
+        };
+        sync_cube();
+        load::<F, NV, E>(output_gradient, &values, &mut slabs, 0usize, steps);
+        load::<F, NV, E>(v, &values, &mut slabs, comptime!(SLAB * STRIDE), steps);
+        load::<S, NS, E>(states, &state, &mut slabs, comptime!(2 * SLAB * STRIDE), steps);
+        load::<S, NS, E>(gradients, &after, &mut slabs, comptime!(3 * SLAB * STRIDE), steps);
+        if comptime!(plan.decay != DecayKind::None) {
+            total += dot::<S, NS>(states, gradients, &after);
+        }
+        sync_cube();
+        pairs.product::<E>(
+            &slabs,
+            0usize,
+            slab_layout,
+            &slabs,
+            comptime!(SLAB * STRIDE),
+            slab_layout,
+            SLAB,
+            comptime!(plan.triangle()),
+        );
+        from_state.product::<E>(
+            &slabs,
+            0usize,
+            slab_layout,
+            &slabs,
+            comptime!(2 * SLAB * STRIDE),
+            slab_layout,
+            SLAB,
+            comptime!(grid.all()),
+        );
+        to_state.product::<E>(
+            &slabs,
+            comptime!(SLAB * STRIDE),
+            slab_layout,
+            &slabs,
+            comptime!(3 * SLAB * STRIDE),
+            slab_layout,
+            SLAB,
+            comptime!(grid.all()),
+        );
+    }
+
+    let mut gradient_q = to_columns(&from_state, &mut stage, &column, grid);
+    let mut gradient_k = to_columns(&to_state, &mut stage, &column, grid);
+    if comptime!(plan.decay != DecayKind::None) {
+        gradient_q = times_from_start(&gradient_q, &own_factors);
+        gradient_k = times_to_end(&gradient_k, &own_factors);
+        let before = wholes.over(column.channel, 0usize, column.sub_chunk);
+        let after = wholes.over(column.channel, column.sub_chunk + 1, SUB_CHUNKS);
+        #[unroll]
+        for row in 0..BLOCK {
+            gradient_q[row] *= before;
+            gradient_k[row] *= after;
+        }
+    }
+
+    // --- Pairs of steps ---
+    write_pairs::<G, E>(
+        &pairs,
+        log_decay,
+        &mut stage,
+        &mut slabs,
+        &mut own_pairs,
+        first_row,
+        heads,
+        length,
+        plan,
+    );
+    let mut q_steps = column.load::<F>(q);
+    let k_steps = column.load::<F>(k);
+    #[unroll]
+    for row in 0..BLOCK {
+        q_steps[row] *= scale;
+    }
+    if comptime!(plan.decay == DecayKind::PerKey) {
+        // Between sub-chunks: up to the end of the earlier one, over those between, from the start of the later one.
+        let keys = times_to_end(&k_steps, &own_factors);
+        let queries = times_from_start(&q_steps, &own_factors);
+        let mut sum = Blocks::zeros(grid);
+        #[unroll]
+        for col in 0..comptime!(SUB_CHUNKS - 1) {
+            #[unroll]
+            for row in comptime!(col + 1)..SUB_CHUNKS {
+                if column.sub_chunk == col {
+                    let between = wholes.over(column.channel, comptime!(col + 1), row);
+                    write_operand::<E>(&keys, between, column.channel, &mut operand, 0usize);
+                }
+                sync_cube();
+                sum.product::<E>(
+                    &slabs,
+                    comptime!(col * BLOCK),
+                    comptime!(Layout::AxisMajor(STRIDE)),
+                    &operand,
+                    0usize,
+                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                    BLOCK,
+                    comptime!(grid.active(|r, _| r == row)),
+                );
+                sync_cube();
+            }
+        }
+        let part = times_from_start(&to_columns(&sum, &mut stage, &column, grid), &own_factors);
+        sum.clear();
+        #[unroll]
+        for col in 0..comptime!(SUB_CHUNKS - 1) {
+            #[unroll]
+            for row in comptime!(col + 1)..SUB_CHUNKS {
+                if column.sub_chunk == row {
+                    let between = wholes.over(column.channel, comptime!(col + 1), row);
+                    write_operand::<E>(&queries, between, column.channel, &mut operand, 0usize);
+                }
+                sync_cube();
+                sum.product::<E>(
+                    &slabs,
+                    comptime!(row * BLOCK * STRIDE),
+                    comptime!(Layout::DepthMajor(STRIDE)),
+                    &operand,
+                    0usize,
+                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                    BLOCK,
+                    comptime!(grid.active(|r, _| r == col)),
+                );
+                sync_cube();
+            }
+        }
+        let other = times_to_end(&to_columns(&sum, &mut stage, &column, grid), &own_factors);
+        #[unroll]
+        for row in 0..BLOCK {
+            gradient_q[row] += part[row];
+            gradient_k[row] += other[row];
+        }
+        add_sub_chunk::<E>(
+            &mut gradient_q,
+            &mut gradient_k,
+            &q_steps,
+            &k_steps,
+            &own_factors,
+            &slabs,
+            &column,
+        );
+    } else {
+        // Decays are in the pairs already.
+        let mut sum = Blocks::zeros(grid);
+        #[unroll]
+        for col in 0..SUB_CHUNKS {
+            if column.sub_chunk == col {
+                write_operand::<E>(&k_steps, 1.0f32, column.channel, &mut operand, 0usize);
+            }
+            sync_cube();
+            sum.product::<E>(
+                &slabs,
+                comptime!(col * BLOCK),
+                comptime!(Layout::AxisMajor(STRIDE)),
+                &operand,
+                0usize,
+                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                BLOCK,
+                comptime!(grid.active(|r, _| r >= col)),
+            );
+            sync_cube();
+        }
+        let part = to_columns(&sum, &mut stage, &column, grid);
+        sum.clear();
+        #[unroll]
+        for row in 0..SUB_CHUNKS {
+            if column.sub_chunk == row {
+                write_operand::<E>(&q_steps, 1.0f32, column.channel, &mut operand, 0usize);
+            }
+            sync_cube();
+            sum.product::<E>(
+                &slabs,
+                comptime!(row * BLOCK * STRIDE),
+                comptime!(Layout::DepthMajor(STRIDE)),
+                &operand,
+                0usize,
+                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                BLOCK,
+                comptime!(grid.active(|r, _| r <= row)),
+            );
+            sync_cube();
+        }
+        let other = to_columns(&sum, &mut stage, &column, grid);
+        #[unroll]
+        for row in 0..BLOCK {
+            gradient_q[row] += part[row];
+            gradient_k[row] += other[row];
+        }
+    }
+
+    // --- The log decay's gradient, then a step's product with itself ---
+    if comptime!(plan.decay != DecayKind::None) {
+        sums[UNIT_POS as usize] = total;
+        let mut terms = Array::<f32>::new(BLOCK);
+        #[unroll]
+        for row in 0..BLOCK {
+            terms[row] = q_steps[row] * gradient_q[row] - k_steps[row] * gradient_k[row];
+        }
+        reverse_sums(&mut terms);
+        later_sums[UNIT_POS as usize] = terms[0];
+        sync_cube();
+        let mut after = 0.0f32;
+        #[unroll]
+        for part in 0..comptime!(UNITS / CHANNELS) {
+            after += sums[column.channel * comptime!(UNITS / CHANNELS) + part];
+        }
+        for sub_chunk in column.sub_chunk + 1..SUB_CHUNKS {
+            after += later_sums[sub_chunk * CHANNELS + column.channel];
+        }
+        #[unroll]
+        for row in 0..BLOCK {
+            terms[row] = select(log_decays[row] < GRADIENT_FLOOR, 0.0f32, terms[row] + after);
+        }
+        if comptime!(plan.decay == DecayKind::PerKey) {
+            column.store::<D>(&terms, dg);
+        } else {
+            let block = CUBE_POS_Z as usize;
+            sync_cube();
+            store_head_sums::<D>(
+                &terms,
+                &mut stage,
+                dg,
+                (block * tokens + token) * heads + head,
+                heads,
+                length,
+                &column,
+                grid,
+            );
+        }
+    }
+    #[unroll]
+    for row in 0..BLOCK {
+        let own = own_pairs[column.sub_chunk * BLOCK + row];
+        gradient_q[row] = scale * (gradient_q[row] + own * k_steps[row]);
+        gradient_k[row] += own * q_steps[row];
+    }
+    column.store::<F>(&gradient_q, dq);
+    column.store::<F>(&gradient_k, dk);
+}
+
+/// The unit's steps of its channel of accumulators `[steps, channels]`.
+#[cube]
+fn to_columns(
+    blocks: &Blocks,
+    stage: &mut Shared<[f32]>,
+    column: &Column,
+    #[comptime] grid: Grid,
+) -> Array<f32> {
+    let stride = comptime!(grid.stage_stride(1));
+    let mut result = Array::<f32>::new(BLOCK);
+    #[unroll]
+    for strip in 0..comptime!(CHANNELS / BLOCK) {
+        sync_cube();
+        blocks.spill(stage, strip, 1usize);
+        sync_cube();
+        if column.channel / BLOCK == strip {
+            let at = column.sub_chunk * comptime!(BLOCK * stride) + column.channel % BLOCK;
+            #[unroll]
+            for row in 0..BLOCK {
+                result[row] = stage[at + comptime!(row * stride)];
+            }
+        }
+    }
+    sync_cube();
+    result
+}
+
+/// The unit's part of the sums over value channels of states times gradients: four of a slab's, for channel `unit / 4`.
+#[cube]
+fn dot<S: Float, N: Size>(states: &[Vector<S, N>], gradients: &[Vector<S, N>], tile: &Tile) -> f32 {
+    let width = N::value();
+    let row = UNIT_POS as usize / comptime!(UNITS / CHANNELS);
+    let first = UNIT_POS as usize % comptime!(UNITS / CHANNELS) * comptime!(SLAB * CHANNELS / UNITS);
+    let mut sum = 0.0f32;
+    #[unroll]
+    for index in 0..comptime!((SLAB * CHANNELS / UNITS) / width) {
+        let col = first + comptime!(index * width);
+        let inside = row < tile.rows && col < tile.cols;
+        let place = select(inside, (tile.start + row * tile.row_stride + col) / width, 0usize);
+        let state = states[place];
+        let gradient = gradients[place];
+        #[unroll]
+        for lane in 0..width {
+            let product = f32::cast_from(state.extract(lane)) * f32::cast_from(gradient.extract(lane));
+            sum += select(inside, product, 0.0f32);
+        }
+    }
+    sum
+}
+
+/// Writes the pairs of different steps to `target` `[row, col]` and those of a step with itself to `own`. Decays per
+/// head are multiplied in.
+#[cube]
+fn write_pairs<G: Float, E: Float>(
+    pairs: &Blocks,
+    log_decay: &[G],
+    stage: &mut Shared<[f32]>,
+    target: &mut Shared<[E]>,
+    own: &mut Shared<[f32]>,
+    first_row: usize,
+    heads: usize,
+    length: usize,
+    #[comptime] plan: KeysPlan,
+) {
+    let grid = comptime!(plan.grid());
+    let mut decays = Decays::new(1usize);
+    if comptime!(plan.decay == DecayKind::PerHead) {
+        let step = UNIT_POS as usize;
+        if step < CHUNK {
+            let place = select(step < length, first_row + step * heads, 0usize);
+            decays.step[step] = select(step < length, f32::cast_from(log_decay[place]), 0.0f32);
+        }
+        sync_cube();
+        decays.compute();
+    }
+    #[unroll]
+    for strip in 0..SUB_CHUNKS {
+        sync_cube();
+        pairs.spill(stage, strip, 1usize);
+        sync_cube();
+        #[unroll]
+        for round in 0..comptime!(CHUNK * BLOCK / UNITS) {
+            let place = UNIT_POS as usize + comptime!(round * UNITS);
+            let row = place / BLOCK;
+            let col = comptime!(strip * BLOCK) + place % BLOCK;
+            let mut pair = stage[row * comptime!(grid.stage_stride(1)) + place % BLOCK];
+            if row == col {
+                own[row] = pair;
+            }
+            if comptime!(plan.decay == DecayKind::PerHead) {
+                pair *= decays.between(row, col, 0usize);
+            }
+            target[row * STRIDE + col] = E::cast_from(select(row > col, pair, 0.0f32));
+        }
+    }
+    sync_cube();
+}
+
+/// The pairs within the unit's sub-chunk: both gradients of its channel, walking down from each step.
+#[cube]
+fn add_sub_chunk<E: Float>(
+    gradient_q: &mut Array<f32>,
+    gradient_k: &mut Array<f32>,
+    q: &Array<f32>,
+    k: &Array<f32>,
+    factors: &Array<f32>,
+    pairs: &Shared<[E]>,
+    column: &Column,
+) {
+    let at = column.sub_chunk * comptime!(BLOCK * STRIDE + BLOCK);
+    #[unroll]
+    for col in 0..comptime!(BLOCK - 1) {
+        let mut weight = 1.0f32;
+        let mut sum = 0.0f32;
+        #[unroll]
+        for row in comptime!(col + 1)..BLOCK {
+            weight *= factors[row];
+            let pair = weight * f32::cast_from(pairs[at + comptime!(row * STRIDE + col)]);
+            gradient_q[row] += pair * k[col];
+            sum += pair * q[row];
+        }
+        gradient_k[col] += sum;
+    }
+}
+
+/// Each step's sum over itself and the later ones.
+#[cube]
+fn reverse_sums(values: &mut Array<f32>) {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for back in 0..BLOCK {
+        let row = comptime!(BLOCK - 1 - back);
+        sum += values[row];
+        values[row] = sum;
+    }
+}
+
+/// Writes the sums over the cube's channels.
+#[cube]
+fn store_head_sums<D: Float>(
+    terms: &Array<f32>,
+    stage: &mut Shared<[f32]>,
+    target: &mut [D],
+    start: usize,
+    heads: usize,
+    length: usize,
+    column: &Column,
+    #[comptime] grid: Grid,
+) {
+    let stride = comptime!(grid.stage_stride(1));
+    let mut sum = 0.0f32;
+    let step = UNIT_POS as usize;
+    #[unroll]
+    for strip in 0..comptime!(CHANNELS / BLOCK) {
+        if column.channel / BLOCK == strip {
+            let at = column.sub_chunk * comptime!(BLOCK * stride) + column.channel % BLOCK;
+            #[unroll]
+            for row in 0..BLOCK {
+                stage[at + comptime!(row * stride)] = terms[row];
+            }
+        }
+        sync_cube();
+        if step < CHUNK {
+            for channel in 0..BLOCK {
+                sum += stage[step * stride + channel];
+            }
+        }
+        sync_cube();
+    }
+    if step < length {
+        target[start + step * heads] = D::cast_from(sum);
+    }
+}
