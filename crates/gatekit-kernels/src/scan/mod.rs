@@ -160,7 +160,7 @@ pub fn elementwise_scan(
 
 fn check_dtype(dtype: DType) {
     assert!(
-        matches!(dtype, DType::F32 | DType::F64),
+        matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16),
         "scans accumulate in float32 or float64, the inputs are {dtype:?}: cast them first"
     );
 }

@@ -73,11 +73,17 @@ impl Blueprint {
         (able && plans.into_iter().all(|decay| blueprint.fits(decay))).then_some(blueprint)
     }
 
-    const fn operand_bytes(&self) -> usize {
+    /// Bytes of an operand in shared memory.
+    pub const fn operand_bytes(&self) -> usize {
         match self.operand {
             FloatKind::F32 => 4,
             _ => 2,
         }
+    }
+
+    /// Bytes of shared memory that a cube may take: no more than leaves room for other cubes.
+    pub fn shared_memory(&self) -> usize {
+        self.shared_memory.min(SHARED_MEMORY)
     }
 
     /// Whether the smallest tiles fit.
@@ -93,7 +99,7 @@ impl Blueprint {
 
     /// The first of the plans, largest tiles first, that leaves room for other cubes, or the last.
     fn choose<P>(&self, plans: impl IntoIterator<Item = P>, bytes: impl Fn(&P) -> usize) -> P {
-        let limit = self.shared_memory.min(SHARED_MEMORY);
+        let limit = self.shared_memory();
         let mut last = None;
         for plan in plans {
             if bytes(&plan) <= limit {

@@ -17,7 +17,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
+    blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
         CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
     },
@@ -98,9 +98,9 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
     let first_row = token * heads + head;
 
     // Four slabs of operands, then the pairs `[row, col]`.
-    let mut slabs = Shared::<[E]>::new_slice(comptime!(CHUNK * STRIDE));
-    let mut operand = Shared::<[E]>::new_slice(comptime!(SLAB * STRIDE));
-    let mut stage = Shared::<[f32]>::new_slice(comptime!(grid.stage_len(1)));
+    let mut slabs = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * STRIDE), ALIGNMENT);
+    let mut operand = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * STRIDE), ALIGNMENT);
+    let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(grid.stage_len(1)), ALIGNMENT);
     let mut wholes = WholeDecays::new();
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
     let mut later_sums = Shared::<[f32]>::new_slice(UNITS);

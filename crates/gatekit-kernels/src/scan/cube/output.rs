@@ -22,7 +22,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
+    blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     decay::{CHUNK, Decays, SUB_CHUNKS, decay_stride},
     tiles::{Tile, TileShape, load},
 };
@@ -151,10 +151,10 @@ pub(super) fn output_kernel<
     let slot = chunks[chunk * 3 + 2] as usize + comptime!(plan.reverse as usize);
     let first_row = token * heads + head;
 
-    let mut row_slab = Shared::<[E]>::new_slice(comptime!(CHUNK * plan.slab_stride()));
-    let mut col_slab = Shared::<[E]>::new_slice(comptime!(CHUNK * plan.slab_stride()));
-    let mut lhs = Shared::<[E]>::new_slice(comptime!(SLAB * STEP_STRIDE));
-    let mut rhs = Shared::<[E]>::new_slice(comptime!(SLAB * plan.rhs_stride()));
+    let mut row_slab = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * plan.slab_stride()), ALIGNMENT);
+    let mut col_slab = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * plan.slab_stride()), ALIGNMENT);
+    let mut lhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * STEP_STRIDE), ALIGNMENT);
+    let mut rhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * plan.rhs_stride()), ALIGNMENT);
     let mut decays = Decays::new(comptime!(plan.decay_width()));
 
     let mut scores = Blocks::zeros(comptime!(plan.scores()));
@@ -278,7 +278,7 @@ pub(super) fn output_kernel<
     let mut stage = if comptime!(plan.shares_stage()) {
         decays.from.clone()
     } else {
-        Shared::<[f32]>::new_slice(comptime!(plan.scores().stage_len(1)))
+        Shared::<[f32]>::new_aligned_slice(comptime!(plan.scores().stage_len(1)), ALIGNMENT)
     };
     #[unroll]
     for strip in 0..SUB_CHUNKS {
