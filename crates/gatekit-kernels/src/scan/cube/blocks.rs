@@ -288,6 +288,12 @@ impl Blocks {
         }
     }
 
+    /// The unit's element of block `index`, row `unit / 16` and column `unit % 16`, where units hold elements: they need
+    /// no shared memory for elementwise work.
+    pub fn register(&self, #[comptime] index: usize) -> f32 {
+        self.registers[index]
+    }
+
     /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
     /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
     pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {

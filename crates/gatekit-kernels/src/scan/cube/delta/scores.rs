@@ -30,6 +30,9 @@ const BELOW: usize = PAIRS * BLOCK_SQUARES;
 const TILE: Operand = Operand::by_columns(STEP_BLOCKS);
 const STRIDE: usize = TILE.stride();
 
+/// Bytes of shared memory.
+pub(super) const SHARED_BYTES: usize = (6 * TILE.len() + DEPTH * BLOCKS) * 4;
+
 /// Writes `keys_on_keys`, strictly lower, and `attention`, lower; a cube a chunk and head.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scores_kernel<F: Float, G: Float>(

@@ -169,12 +169,13 @@ pub(super) const fn chunk_grid(columns: usize, planes: usize) -> Grid {
     Grid::new(SUB_CHUNKS, columns, planes)
 }
 
-/// Numbers of shared memory that one column of blocks is spilled to.
+/// Numbers of shared memory that one column of blocks is spilled to, 1 where none needs to be.
 pub(super) const fn stage_len(planes: usize) -> usize {
-    chunk_grid(1, planes).stage_len(1)
+    if planes == 0 { 1 } else { chunk_grid(1, planes).stage_len(1) }
 }
 
-/// The unit's elements of a column of blocks: rows `unit / 16 + 16 m`, column `unit % 16`. Cubes synchronise within.
+/// The unit's elements of a column of blocks: rows `unit / 16 + 16 m`, column `unit % 16`. With matrix units they come
+/// through shared memory, and cubes synchronise within.
 #[cube]
 pub(super) fn own_elements(
     blocks: &Blocks,
@@ -183,13 +184,20 @@ pub(super) fn own_elements(
     #[comptime] grid: Grid,
 ) -> Array<f32> {
     let mut own = Array::<f32>::new(SUB_CHUNKS);
-    sync_cube();
-    blocks.spill(stage, column, 1usize);
-    sync_cube();
-    #[unroll]
-    for m in 0..SUB_CHUNKS {
-        let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
-        own[m] = stage[row * comptime!(grid.stage_stride(1)) + UNIT_POS as usize % BLOCK];
+    if comptime!(grid.planes == 0) {
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            own[m] = blocks.register(comptime!(m * grid.cols + column));
+        }
+    } else {
+        sync_cube();
+        blocks.spill(stage, column, 1usize);
+        sync_cube();
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+            own[m] = stage[row * comptime!(grid.stage_stride(1)) + UNIT_POS as usize % BLOCK];
+        }
     }
     own
 }
