@@ -7,9 +7,7 @@ mod support;
 
 use std::sync::Arc;
 
-use burn::{
-    tensor::{DType, Device, DeviceKind, Tensor},
-};
+use burn::tensor::{DType, Device, DeviceKind, Tensor};
 use gatekit_kernels::scan::{DecayKind, ScanSpec, WriteKind, matrix_scan};
 use support::*;
 
@@ -90,9 +88,8 @@ impl Case {
     fn run(&self, device: &Device, dtype: DType, fused: bool) -> Vec<(&'static str, Vec<f64>)> {
         let device = device.clone().autodiff();
         let inputs = self.inputs();
-        let [q, k, v, log_decay, beta, initial, w_output, w_state] = inputs.map(|(values, dims)| {
-            tensor::<4>(&values, dims.try_into().unwrap(), &device, dtype)
-        });
+        let [q, k, v, log_decay, beta, initial, w_output, w_state] =
+            inputs.map(|(values, dims)| tensor::<4>(&values, dims.try_into().unwrap(), &device, dtype));
         let [q, k, v, log_decay, beta, initial] =
             [q, k, v, log_decay, beta, initial].map(Tensor::require_grad);
         let spec = ScanSpec {
@@ -168,11 +165,16 @@ fn lengths() {
 
 #[test]
 fn head_sizes() {
-    let sizes = [(1, 1), (3, 1), (1, 17), (17, 3), (64, 64), (64, 17), (128, 64), (64, 128), (256, 3), (17, 256)];
+    // Sizes that are multiples of 4 and others are different kernels, which software Vulkan takes seconds to compile:
+    // their mixtures with one decay only.
+    let sizes = [(1, 1), (3, 17), (17, 3), (64, 64), (128, 64), (64, 128), (256, 64), (64, 256)];
     for (key_dim, value_dim) in sizes {
         for decay in DECAYS {
             Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], decay) }.check();
         }
+    }
+    for (key_dim, value_dim) in [(17, 64), (128, 3)] {
+        Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], DecayKind::PerKey) }.check();
     }
 }
 

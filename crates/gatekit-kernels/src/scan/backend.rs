@@ -3,13 +3,13 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(feature = "cubecl")]
 use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
 use super::spec::SixTensors;
+use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 
 /// A backend with scans.
 ///

@@ -184,13 +184,9 @@ impl Blocks {
         #[comptime] active: Active,
     ) {
         if comptime!(self.grid.planes == 0) {
-            self.product_by_units::<E>(
-                lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active,
-            );
+            self.product_by_units::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
         } else {
-            self.product_by_planes::<E>(
-                lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active,
-            );
+            self.product_by_planes::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
         }
     }
 
@@ -217,8 +213,7 @@ impl Blocks {
             #[unroll]
             for m in 0..comptime!(grid.rows) {
                 if comptime!((0..grid.cols).any(|n| active >> (m * grid.cols + n) & 1 == 1)) {
-                    left[m] =
-                        f32::cast_from(lhs[lhs_step + comptime!(m * BLOCK * lhs_layout.axis_stride())]);
+                    left[m] = f32::cast_from(lhs[lhs_step + comptime!(m * BLOCK * lhs_layout.axis_stride())]);
                 }
             }
             #[unroll]
@@ -296,8 +291,18 @@ impl Blocks {
     /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
     /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
     pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        self.spill_to::<f32>(stage, comptime!(self.grid.stage_stride(count)), first, count);
+    }
+
+    /// [`spill`](Self::spill) with another distance between rows; matrix units write float32 only.
+    pub fn spill_to<T: Float>(
+        &self,
+        stage: &mut Shared<[T]>,
+        #[comptime] stride: usize,
+        #[comptime] first: usize,
+        #[comptime] count: usize,
+    ) {
         let grid = comptime!(self.grid);
-        let stride = comptime!(grid.stage_stride(count));
         if comptime!(grid.planes == 0) {
             let row = UNIT_POS as usize / BLOCK;
             let col = UNIT_POS as usize % BLOCK;
@@ -307,7 +312,7 @@ impl Blocks {
                 #[unroll]
                 for n in 0..count {
                     stage[at + comptime!(m * BLOCK * stride + n * BLOCK)] =
-                        self.registers[comptime!(m * grid.cols + first + n)];
+                        T::cast_from(self.registers[comptime!(m * grid.cols + first + n)]);
                 }
             }
         } else {

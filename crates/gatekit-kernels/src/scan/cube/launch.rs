@@ -133,11 +133,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub fn new(
-        blueprint: Blueprint,
-        [q, k, v, log_decay]: [CubeTensor; 4],
-        spec: &ScanSpec,
-    ) -> Self {
+    pub fn new(blueprint: Blueprint, [q, k, v, log_decay]: [CubeTensor; 4], spec: &ScanSpec) -> Self {
         let (shape, dtype, decay_dtype) = (q.shape(), q.dtype, log_decay.dtype);
         Self {
             chunking: Chunking::new(shape[0], shape[1], spec),
@@ -193,11 +189,7 @@ impl Problem {
         unsafe {
             state_kernel::launch_unchecked(
                 &self.q.client,
-                CubeCount::Static(
-                    self.chunking.segment_count() as u32,
-                    self.heads as u32,
-                    blocks as u32,
-                ),
+                CubeCount::Static(self.chunking.segment_count() as u32, self.heads as u32, blocks as u32),
                 CubeDim::new_1d(UNITS as u32),
                 address_type(&[keys, values, &self.log_decay, &states]),
                 vector_size(values, self.value_dim),
@@ -295,11 +287,7 @@ impl Problem {
         unsafe {
             keys_kernel::launch_unchecked(
                 &self.q.client,
-                CubeCount::Static(
-                    self.chunking.chunk_count() as u32,
-                    self.heads as u32,
-                    blocks as u32,
-                ),
+                CubeCount::Static(self.chunking.chunk_count() as u32, self.heads as u32, blocks as u32),
                 CubeDim::new_1d(UNITS as u32),
                 address_type(&[&self.q, &self.v, &self.log_decay, states]),
                 vector_size(&self.v, self.value_dim),

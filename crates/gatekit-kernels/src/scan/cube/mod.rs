@@ -24,9 +24,7 @@ mod tiles;
 use burn::{backend::TensorMetadata, backend::tensor::FloatTensor, tensor::DType};
 use burn_cubecl::{CubeBackend, kernel::cast, tensor::CubeTensor};
 
-use super::{
-    DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable,
-};
+use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable};
 use blueprint::{Blueprint, float_kind};
 use launch::{Problem, prepared, zeros_like};
 
@@ -122,3 +120,6 @@ fn sum_blocks(parts: CubeTensor) -> CubeTensor {
     };
     CubeBackend::float_reshape(sum, [dims[1], dims[2], dims[3], dims[4]].into())
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;

@@ -14,8 +14,7 @@ use cubecl::prelude::*;
 use super::{
     blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
     columns::{
-        CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end,
-        write_operand,
+        CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
     },
     decay::{CHUNK, SUB_CHUNKS},
     tiles::{Tile, TileShape, load},
@@ -112,8 +111,11 @@ pub(super) fn state_kernel<F: Float, G: Float, S: Float, E: Float, NV: Size>(
         let own = column.load::<F>(keys);
         let logs = column.load_log_decay::<G>(log_decay, plan.decay);
         let own_factors = factors(&logs);
-        let decayed =
-            if comptime!(plan.reverse) { times_from_start(&own, &own_factors) } else { times_to_end(&own, &own_factors) };
+        let decayed = if comptime!(plan.reverse) {
+            times_from_start(&own, &own_factors)
+        } else {
+            times_to_end(&own, &own_factors)
+        };
         wholes.share(&logs);
 
         let slot = if comptime!(plan.reverse) { first_slot + chunk + 1 } else { first_slot + chunk };
@@ -256,7 +258,6 @@ fn scale_rows(stage: &mut Shared<[f32]>, wholes: &WholeDecays, #[comptime] plan:
     for round in 0..comptime!(CHANNELS * width / UNITS) {
         let place = UNIT_POS as usize + comptime!(round * UNITS);
         let row = place / width;
-        stage[row * comptime!(plan.grid().stage_stride(plan.strip)) + place % width] *=
-            wholes.of_chunk(row);
+        stage[row * comptime!(plan.grid().stage_stride(plan.strip)) + place % width] *= wholes.of_chunk(row);
     }
 }
