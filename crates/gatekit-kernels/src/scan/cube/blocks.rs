@@ -297,8 +297,18 @@ impl Blocks {
     /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
     /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
     pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        self.spill_to::<f32>(stage, comptime!(self.grid.stage_stride(count)), first, count);
+    }
+
+    /// [`spill`](Self::spill) with another distance between rows; matrix units write float32 only.
+    pub fn spill_to<T: Float>(
+        &self,
+        stage: &mut Shared<[T]>,
+        #[comptime] stride: usize,
+        #[comptime] first: usize,
+        #[comptime] count: usize,
+    ) {
         let grid = comptime!(self.grid);
-        let stride = comptime!(grid.stage_stride(count));
         if comptime!(grid.planes == 0) {
             let row = UNIT_POS as usize / BLOCK;
             let col = UNIT_POS as usize % BLOCK;
@@ -308,7 +318,7 @@ impl Blocks {
                 #[unroll]
                 for n in 0..count {
                     stage[at + comptime!(m * BLOCK * stride + n * BLOCK)] =
-                        self.registers[comptime!(m * grid.cols + first + n)];
+                        T::cast_from(self.registers[comptime!(m * grid.cols + first + n)]);
                 }
             }
         } else {

@@ -188,11 +188,7 @@ fn fill_decay<G: Float>(to: &mut Shared<[f32]>, log_decay: &[G], view: &View) {
     for step in 0..comptime!((DEPTH * CHUNK).div_ceil(UNITS)) {
         let index = step * UNITS + UNIT_POS as usize;
         let (channel, step) = (index % DEPTH, index / DEPTH);
-        let mut value = 1.0f32.runtime();
-        if view.has(channel, step) {
-            value = factor(bounded(f32::cast_from(log_decay[view.at(channel, step)])));
-        }
-        to[channel * STRIDE + step] = value;
+        to[channel * STRIDE + step] = factor(bounded(view.read(log_decay, channel, step)));
     }
 }
 

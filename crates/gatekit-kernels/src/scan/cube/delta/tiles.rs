@@ -62,6 +62,14 @@ impl View {
     pub fn has(&self, row: usize, column: usize) -> bool {
         row < self.rows && column < self.columns
     }
+
+    /// An element. Not behind a branch, so that a unit has all of its loads in flight at once: what lies outside is
+    /// read from the tensor's first element and dropped.
+    pub fn read<F: Float>(&self, x: &[F], row: usize, column: usize) -> f32 {
+        let inside = self.has(row, column);
+        let value = x[select(inside, self.at(row, column), 0usize)];
+        select(inside, f32::cast_from(value), 0.0f32)
+    }
 }
 
 /// An operand in shared memory, `[DEPTH, columns]`.
@@ -131,12 +139,9 @@ pub(super) fn fill_times<F: Float, G: Float, E: Float>(
     for round in 0..comptime!(DEPTH * shape.columns / UNITS) {
         let index = round * UNITS + UNIT_POS as usize;
         let (row, column) = element(index, shape);
-        let mut value = 0.0f32.runtime();
-        if view.has(row, column) {
-            value = f32::cast_from(x[view.at(row, column)]);
-            if comptime!(scaled) {
-                value *= f32::cast_from(factors[factors_view.at(row, column)]);
-            }
+        let mut value = view.read(x, row, column);
+        if comptime!(scaled) {
+            value *= factors_view.read(factors, row, column);
         }
         to[row * comptime!(shape.stride()) + column] = E::cast_from(value);
     }
