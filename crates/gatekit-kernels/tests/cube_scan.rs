@@ -22,12 +22,16 @@ fn lengths() {
 
 #[test]
 fn head_sizes() {
-    let sizes =
-        [(1, 1), (3, 1), (1, 17), (17, 3), (64, 64), (64, 17), (128, 64), (64, 128), (256, 3), (17, 256)];
+    // Sizes that are multiples of 4 and others are different kernels, which software Vulkan takes seconds to compile:
+    // their mixtures with one decay only.
+    let sizes = [(1, 1), (3, 17), (17, 3), (64, 64), (128, 64), (64, 128), (256, 64), (64, 256)];
     for (key_dim, value_dim) in sizes {
         for decay in DECAYS {
             Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], decay) }.check(Types::SINGLE, TOLERANCE);
         }
+    }
+    for (key_dim, value_dim) in [(17, 64), (128, 3)] {
+        Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], DecayKind::PerKey) }.check(Types::SINGLE, TOLERANCE);
     }
 }
 

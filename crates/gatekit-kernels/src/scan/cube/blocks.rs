@@ -329,11 +329,27 @@ impl Blocks {
         }
     }
 
+    /// The unit's element of block `index`, row `unit / 16` and column `unit % 16`, where units hold elements: they need
+    /// no shared memory for elementwise work.
+    pub fn register(&self, #[comptime] index: usize) -> f32 {
+        self.registers[index]
+    }
+
     /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
     /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
     pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        self.spill_to::<f32>(stage, comptime!(self.grid.stage_stride(count)), first, count);
+    }
+
+    /// [`spill`](Self::spill) with another distance between rows; matrix units write float32 only.
+    pub fn spill_to<T: Float>(
+        &self,
+        stage: &mut Shared<[T]>,
+        #[comptime] stride: usize,
+        #[comptime] first: usize,
+        #[comptime] count: usize,
+    ) {
         let grid = comptime!(self.grid);
-        let stride = comptime!(grid.stage_stride(count));
         if comptime!(grid.planes.is_none()) {
             let row = UNIT_POS as usize / BLOCK;
             let col = UNIT_POS as usize % BLOCK;
@@ -343,7 +359,7 @@ impl Blocks {
                 #[unroll]
                 for n in 0..count {
                     stage[at + comptime!(m * BLOCK * stride + n * BLOCK)] =
-                        self.registers[comptime!(m * grid.cols + first + n)];
+                        T::cast_from(self.registers[comptime!(m * grid.cols + first + n)]);
                 }
             }
         } else {
@@ -353,7 +369,7 @@ impl Blocks {
                 let block = held_block(index, grid);
                 let n = block % comptime!(grid.cols);
                 if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
-                    let from = stage_place(block, first, count, grid);
+                    let from = stage_place(block, first, stride, grid);
                     #[unroll]
                     for part in 0..comptime!(parts * parts) {
                         let at = from + comptime!((part / parts * stride + part % parts) * grid.side());
@@ -392,7 +408,7 @@ impl Blocks {
                 let block = held_block(index, grid);
                 let n = block % comptime!(grid.cols);
                 if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
-                    let from = stage_place(block, first, count, grid);
+                    let from = stage_place(block, first, stride, grid);
                     #[unroll]
                     for part in 0..comptime!(parts * parts) {
                         let at = from + comptime!((part / parts * stride + part % parts) * grid.side());
@@ -415,11 +431,10 @@ fn held_block(#[comptime] index: usize, #[comptime] grid: Grid) -> usize {
     PLANE_POS as usize + comptime!(index * grid.planes.map_or(0, |planes| planes.count))
 }
 
-/// Where a block starts in the shared memory that `count` columns from `first` on are spilled to.
+/// Where a block starts in the shared memory that columns from `first` on are spilled to.
 #[cube]
-fn stage_place(block: usize, #[comptime] first: usize, #[comptime] count: usize, #[comptime] grid: Grid) -> usize {
-    block / comptime!(grid.cols) * comptime!(BLOCK * grid.stage_stride(count))
-        + (block % comptime!(grid.cols) - first) * BLOCK
+fn stage_place(block: usize, #[comptime] first: usize, #[comptime] stride: usize, #[comptime] grid: Grid) -> usize {
+    block / comptime!(grid.cols) * comptime!(BLOCK * stride) + (block % comptime!(grid.cols) - first) * BLOCK
 }
 
 /// The fragment of an operand from element `at` on.

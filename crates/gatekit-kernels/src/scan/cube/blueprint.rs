@@ -166,26 +166,3 @@ fn planes(client: &Client, kind: FloatKind) -> Option<Planes> {
     let count = UNITS / hardware.plane_size_min.max(1) as usize;
     side.filter(|_| half && known).map(|side| Planes { count, side: side as usize })
 }
-
-#[cfg(all(test, feature = "wgpu"))]
-mod tests {
-    use burn_cubecl::{CubeDevice, ops::numeric::zeros};
-    use cubecl::wgpu::WgpuDevice;
-
-    use super::*;
-
-    #[test]
-    fn half_precision_takes_the_matrix_units_that_a_device_lists() {
-        let device = CubeDevice::Wgpu(WgpuDevice::default());
-        for (dtype, kind) in [(DType::F16, FloatKind::F16), (DType::BF16, FloatKind::BF16)] {
-            let input = zeros(device.clone(), [1].into(), DType::F32);
-            let features = input.client.features();
-            eprintln!("{:?} {:?}", features.matmul.cmma, input.client.properties().hardware);
-            if !input.client.properties().type_usage(ElemType::Float(kind)).contains(TypeUsage::Buffer) {
-                continue;
-            }
-            let blueprint = Blueprint::new(&zeros(device.clone(), [1].into(), dtype));
-            eprintln!("{blueprint:?}");
-        }
-    }
-}

@@ -42,7 +42,7 @@ pub(crate) struct Decays {
     /// Log decay, then factor of each step, `[CHUNK, width]`.
     pub step: Shared<[f32]>,
     pub from: Shared<[f32]>,
-    to: Shared<[f32]>,
+    pub to: Shared<[f32]>,
     /// `[SUB_CHUNKS, width]`.
     whole: Shared<[f32]>,
     #[cube(comptime)]

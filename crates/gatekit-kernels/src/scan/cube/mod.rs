@@ -131,3 +131,6 @@ fn sum_blocks(parts: CubeTensor) -> CubeTensor {
     };
     CubeBackend::float_reshape(sum, [dims[1], dims[2], dims[3], dims[4]].into())
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;

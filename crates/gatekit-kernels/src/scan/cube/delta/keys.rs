@@ -43,7 +43,7 @@ const PARTS: usize = UNITS / KEYS;
 
 /// Bytes of shared memory, with operands of `operand_bytes` each.
 pub(super) const fn shared_bytes(planes: Option<Planes>, operand_bytes: usize) -> usize {
-    2 * (ROWS.len() + STATE.len()) * operand_bytes + (stage_len(planes) + CHUNK * STRIDE + UNITS) * 4
+    (3 * ROWS.len() + 2 * STATE.len()) * operand_bytes + (stage_len(planes) + CHUNK * STRIDE + UNITS) * 4
 }
 
 /// A cube a chunk, head and block of keys. The gradients of `beta` and of decays per head are
@@ -97,7 +97,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
     let (a, b) = (unit / BLOCK, unit % BLOCK);
 
     let mut rows = Shared::<[E]>::new_aligned_slice(comptime!(ROWS.len()), ALIGNMENT);
-    let mut errors_rows = Shared::<[E]>::new_aligned_slice(comptime!(ROWS.len()), ALIGNMENT);
+    let mut error_rows = Shared::<[E]>::new_aligned_slice(comptime!(ROWS.len()), ALIGNMENT);
+    let mut write_rows = Shared::<[E]>::new_aligned_slice(comptime!(ROWS.len()), ALIGNMENT);
     let mut state_rows = Shared::<[E]>::new_aligned_slice(comptime!(STATE.len()), ALIGNMENT);
     let mut after_rows = Shared::<[E]>::new_aligned_slice(comptime!(STATE.len()), ALIGNMENT);
     let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(stage_len(sizes.planes)), ALIGNMENT);
@@ -113,16 +114,14 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
         sync_cube();
         let view = values.from(channel, 0usize);
         fill::<F, E>(&mut rows, output_gradient, &view, ROWS);
-        fill::<f32, E>(&mut errors_rows, errors, &view, ROWS);
+        fill::<f32, E>(&mut error_rows, errors, &view, ROWS);
+        fill::<f32, E>(&mut write_rows, writes, &view, ROWS);
         fill::<f32, E>(&mut state_rows, states, &state.transpose().from(channel, 0usize), STATE);
         fill::<f32, E>(&mut after_rows, state_gradients, &after.transpose().from(channel, 0usize), STATE);
         sync_cube();
         add_product::<E>(&mut query_sum, &rows, ROWS, &state_rows, STATE, grid);
-        add_product::<E>(&mut held_sum, &errors_rows, ROWS, &state_rows, STATE, grid);
-        sync_cube();
-        fill::<f32, E>(&mut rows, writes, &view, ROWS);
-        sync_cube();
-        add_product::<E>(&mut column_sum, &rows, ROWS, &after_rows, STATE, grid);
+        add_product::<E>(&mut held_sum, &error_rows, ROWS, &state_rows, STATE, grid);
+        add_product::<E>(&mut column_sum, &write_rows, ROWS, &after_rows, STATE, grid);
     }
     let mut query = own_matrix(&query_sum, &mut stage, sizes.planes);
     let mut held = own_matrix(&held_sum, &mut stage, sizes.planes);
@@ -132,20 +131,15 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
         let mut sum = 0.0f32.runtime();
         for step in 0..sizes.value_dim.div_ceil(PARTS) {
             let value = step * PARTS + part;
-            if after.has(key, value) {
-                sum += states[after.at(key, value)] * state_gradients[after.at(key, value)];
-            }
+            sum += after.read(states, key, value) * after.read(state_gradients, key, value);
         }
         totals[unit] = sum;
         // The decays of all steps.
         for round in 0..comptime!(CHUNK * KEYS / UNITS) {
             let index = round * UNITS + unit;
             let (row, key) = (index / KEYS, index % KEYS);
-            let mut value = 1.0f32.runtime();
-            if decays.has(row, key) {
-                value = factor(bounded(f32::cast_from(log_decay[decays.at(row, key)])));
-            }
-            board[row * STRIDE + key] = value;
+            // Where there is no step, nothing decays.
+            board[row * STRIDE + key] = factor(bounded(decays.read(log_decay, row, key)));
         }
         sync_cube();
     }
@@ -161,10 +155,7 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
             #[unroll]
             for y in 0..KEY_BLOCKS {
                 let key = b + y * BLOCK;
-                let mut own = 0.0f32.runtime();
-                if keys.has(step, key) {
-                    own = f32::cast_from(k[keys.at(step, key)]);
-                }
+                let own = keys.read(k, step, key);
                 let mut decay = 1.0f32.runtime();
                 if decaying {
                     decay = board[step * STRIDE + key];
@@ -199,12 +190,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
             #[unroll]
             for y in 0..KEY_BLOCKS {
                 let key = b + y * BLOCK;
-                let mut own_key = 0.0f32.runtime();
-                let mut own_query = 0.0f32.runtime();
-                if keys.has(step, key) {
-                    own_key = f32::cast_from(k[keys.at(step, key)]);
-                    own_query = scale * f32::cast_from(q[keys.at(step, key)]);
-                }
+                let own_key = keys.read(k, step, key);
+                let own_query = scale * keys.read(q, step, key);
                 let mut decay = 1.0f32.runtime();
                 if decaying {
                     decay = board[step * STRIDE + key];
@@ -231,10 +218,7 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
     #[unroll]
     for x in 0..SUB_CHUNKS {
         let row = a + comptime!(x * BLOCK);
-        let mut strength = 0.0f32.runtime();
-        if row < place.steps {
-            strength = f32::cast_from(beta[strengths.at(row, 0usize)]);
-        }
+        let strength = strengths.read(beta, row, 0usize);
         let itself = attention_gradient[pairs.at(row, row)];
         #[unroll]
         for y in 0..KEY_BLOCKS {

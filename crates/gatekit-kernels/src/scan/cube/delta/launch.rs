@@ -19,7 +19,7 @@ use super::{
     keys::{self, keys_kernel},
     output::output_kernel,
     place::{PAIRS, SizesLaunch},
-    scores::scores_kernel,
+    scores::{self, scores_kernel},
     solve::solve_kernel,
     states::{Pass, forward_kernel, reverse_kernel},
     weights::weights_kernel,
@@ -29,9 +29,6 @@ use crate::scan::{DecayKind, ScanArguments, ScanSpec};
 /// Buffers of the kernel that has most, and one of scalars.
 const BINDINGS: u32 = 19;
 
-/// Shared memory of the kernel that always takes the same and most, [`scores`](super::scores).
-const SCORES_BYTES: usize = 6 * 16 * 72 * 4 + 16 * 4 * 4;
-
 /// Whether these kernels compute a scan that the device has kernels for.
 pub(in super::super) fn computes(blueprint: &Blueprint, arguments: &ScanArguments<CubeBackend>) -> bool {
     let memory = blueprint.shared_memory();
@@ -39,7 +36,7 @@ pub(in super::super) fn computes(blueprint: &Blueprint, arguments: &ScanArgument
         && arguments.q.client.properties().hardware.max_bindings >= BINDINGS
         && pass(blueprint, arguments.q.shape()[3], false).shared_bytes(blueprint.operand_bytes()) <= memory
         && keys::shared_bytes(blueprint.planes, blueprint.operand_bytes()) <= memory
-        && SCORES_BYTES <= memory
+        && scores::SHARED_BYTES <= memory
 }
 
 /// The tiling of the passes over the states: wider where the shared memory has room.

@@ -30,6 +30,9 @@ const BELOW: usize = PAIRS * BLOCK_SQUARES;
 const TILE: Operand = Operand::by_columns(STEP_BLOCKS);
 const STRIDE: usize = TILE.stride();
 
+/// Bytes of shared memory.
+pub(super) const SHARED_BYTES: usize = (6 * TILE.len() + DEPTH * BLOCKS) * 4;
+
 /// Writes `keys_on_keys`, strictly lower, and `attention`, lower; a cube a chunk and head.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scores_kernel<F: Float, G: Float>(
@@ -185,11 +188,7 @@ fn fill_decay<G: Float>(to: &mut Shared<[f32]>, log_decay: &[G], view: &View) {
     for step in 0..comptime!((DEPTH * CHUNK).div_ceil(UNITS)) {
         let index = step * UNITS + UNIT_POS as usize;
         let (channel, step) = (index % DEPTH, index / DEPTH);
-        let mut value = 1.0f32.runtime();
-        if view.has(channel, step) {
-            value = factor(bounded(f32::cast_from(log_decay[view.at(channel, step)])));
-        }
-        to[channel * STRIDE + step] = value;
+        to[channel * STRIDE + step] = factor(bounded(view.read(log_decay, channel, step)));
     }
 }
 

@@ -97,9 +97,7 @@ fn load(state: &mut Shared<[f32]>, initial: &[f32], view: &View, #[comptime] pas
         let (row, column) = (index / comptime!(pass.columns()), index % comptime!(pass.columns()));
         let mut value = 0.0f32.runtime();
         if comptime!(pass.initial) {
-            if view.has(row, column) {
-                value = initial[view.at(row, column)];
-            }
+            value = view.read(initial, row, column);
         }
         state[index] = value;
     }

@@ -62,6 +62,14 @@ impl View {
     pub fn has(&self, row: usize, column: usize) -> bool {
         row < self.rows && column < self.columns
     }
+
+    /// An element. Not behind a branch, so that a unit has all of its loads in flight at once: what lies outside is
+    /// read from the tensor's first element and dropped.
+    pub fn read<F: Float>(&self, x: &[F], row: usize, column: usize) -> f32 {
+        let inside = self.has(row, column);
+        let value = x[select(inside, self.at(row, column), 0usize)];
+        select(inside, f32::cast_from(value), 0.0f32)
+    }
 }
 
 /// An operand in shared memory, `[DEPTH, columns]`.
@@ -131,12 +139,9 @@ pub(super) fn fill_times<F: Float, G: Float, E: Float>(
     for round in 0..comptime!(DEPTH * shape.columns / UNITS) {
         let index = round * UNITS + UNIT_POS as usize;
         let (row, column) = element(index, shape);
-        let mut value = 0.0f32.runtime();
-        if view.has(row, column) {
-            value = f32::cast_from(x[view.at(row, column)]);
-            if comptime!(scaled) {
-                value *= f32::cast_from(factors[factors_view.at(row, column)]);
-            }
+        let mut value = view.read(x, row, column);
+        if comptime!(scaled) {
+            value *= factors_view.read(factors, row, column);
         }
         to[row * comptime!(shape.stride()) + column] = E::cast_from(value);
     }
@@ -169,12 +174,13 @@ pub(super) const fn chunk_grid(columns: usize, planes: Option<Planes>) -> Grid {
     Grid::new(SUB_CHUNKS, columns, planes)
 }
 
-/// Numbers of shared memory that one column of blocks is spilled to.
+/// Numbers of shared memory that one column of blocks is spilled to, 1 where none needs to be.
 pub(super) const fn stage_len(planes: Option<Planes>) -> usize {
-    chunk_grid(1, planes).stage_len(1)
+    if planes.is_none() { 1 } else { chunk_grid(1, planes).stage_len(1) }
 }
 
-/// The unit's elements of a column of blocks: rows `unit / 16 + 16 m`, column `unit % 16`. Cubes synchronise within.
+/// The unit's elements of a column of blocks: rows `unit / 16 + 16 m`, column `unit % 16`. With matrix units they come
+/// through shared memory, and cubes synchronise within.
 #[cube]
 pub(super) fn own_elements(
     blocks: &Blocks,
@@ -183,13 +189,20 @@ pub(super) fn own_elements(
     #[comptime] grid: Grid,
 ) -> Array<f32> {
     let mut own = Array::<f32>::new(SUB_CHUNKS);
-    sync_cube();
-    blocks.spill(stage, column, 1usize);
-    sync_cube();
-    #[unroll]
-    for m in 0..SUB_CHUNKS {
-        let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
-        own[m] = stage[row * comptime!(grid.stage_stride(1)) + UNIT_POS as usize % BLOCK];
+    if comptime!(grid.planes.is_none()) {
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            own[m] = blocks.register(comptime!(m * grid.cols + column));
+        }
+    } else {
+        sync_cube();
+        blocks.spill(stage, column, 1usize);
+        sync_cube();
+        #[unroll]
+        for m in 0..SUB_CHUNKS {
+            let row = UNIT_POS as usize / BLOCK + comptime!(m * BLOCK);
+            own[m] = stage[row * comptime!(grid.stage_stride(1)) + UNIT_POS as usize % BLOCK];
+        }
     }
     own
 }

@@ -67,11 +67,8 @@ pub(super) fn weights_kernel<F: Float, B: Float, E: Float>(
     #[unroll]
     for m in 0..SUB_CHUNKS {
         let row = a + comptime!(m * BLOCK);
-        strength[m] = 0.0;
+        strength[m] = strengths.read(beta, row, 0usize);
         sum[m] = 0.0;
-        if row < place.steps {
-            strength[m] = f32::cast_from(beta[strengths.at(row, 0usize)]);
-        }
     }
 
     for slice in 0..sizes.value_dim.div_ceil(DEPTH) {
