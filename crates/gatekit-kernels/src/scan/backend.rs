@@ -223,4 +223,16 @@ impl ScanBackend for burn_cubecl::CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         cube_elementwise::elementwise_backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
     }
+
+    fn matrix_scan_step(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_decay: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        spec: StepSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::step(ScanArguments { q, k, v, log_decay, beta, initial_state: state }, &spec)
+    }
 }

@@ -21,7 +21,7 @@ pub enum DecayKind {
 }
 
 /// How a step writes into the matrix state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WriteKind {
     /// `+ k v^T`.
     Additive,

@@ -2,6 +2,9 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
+#[cfg(all(feature = "wgpu", feature = "ndarray"))]
+pub mod scan;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// Reproducible numbers in `[-1, 1)`.

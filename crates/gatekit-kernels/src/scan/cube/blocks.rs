@@ -7,8 +7,10 @@
 //!   blocks takes part, so triangles cost what they should and no unit diverges. Per step of the contraction a unit
 //!   reads `rows + cols` numbers for `rows * cols` multiply-adds; the rows are broadcasts, the columns consecutive,
 //!   neither conflicts in the banks of shared memory.
-//! * **matrix units**: each plane holds whole blocks as cooperative-matrix fragments (16 x 16 x 16, half-precision
-//!   operands, float32 accumulators), block `b` on plane `b mod planes`.
+//! * **matrix units**: each plane holds whole blocks as cooperative-matrix fragments (half-precision operands, float32
+//!   accumulators), block `b` on plane `b mod planes`: a block is one fragment of side 16 or 2 x 2 of side 8, as
+//!   [`Planes::side`] says. Fragments of the right operand are loaded once for all of a plane's blocks in a column.
+//!   Planes past the last block have nothing to do but wait at the same barriers.
 //!
 //! Because a fragment's layout is the device's secret, elementwise work on accumulators goes through shared memory:
 //! [`Blocks::spill`] and [`Blocks::fill`].
@@ -21,6 +23,19 @@ pub(crate) const UNITS: usize = 256;
 /// Side of a block of accumulators, and the length of a sub-chunk.
 pub(crate) const BLOCK: usize = 16;
 
+/// Bytes that the address of shared memory for operands and accumulators is a multiple of: what NVIDIA's `wmma` asks of
+/// fragments.
+pub(crate) const ALIGNMENT: usize = 32;
+
+/// Planes of a cube that work with matrix units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Planes {
+    /// How many there are.
+    pub count: usize,
+    /// Side of a fragment, 8 or 16: products are `side x side x side`.
+    pub side: usize,
+}
+
 /// Shape of a grid of blocks, and what computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
@@ -28,15 +43,15 @@ pub(crate) struct Grid {
     pub rows: usize,
     /// Blocks side by side; `rows * cols` is at most 32.
     pub cols: usize,
-    /// Planes of the cube that work with matrix units; 0: products by the units themselves.
-    pub planes: usize,
+    /// Planes of the cube that work with matrix units; without, products are by the units themselves.
+    pub planes: Option<Planes>,
 }
 
 /// A set of blocks of a grid: bit `row * cols + col`.
 pub(crate) type Active = u32;
 
 impl Grid {
-    pub const fn new(rows: usize, cols: usize, planes: usize) -> Self {
+    pub const fn new(rows: usize, cols: usize, planes: Option<Planes>) -> Self {
         assert!(rows * cols <= 32);
         Self { rows, cols, planes }
     }
@@ -45,8 +60,37 @@ impl Grid {
         self.rows * self.cols
     }
 
+    /// Blocks that a plane holds.
+    const fn held(self) -> usize {
+        match self.planes {
+            Some(planes) => self.blocks().div_ceil(planes.count),
+            None => 0,
+        }
+    }
+
+    /// Columns that the blocks of a plane lie in: those of the first so many.
+    fn held_columns(self) -> usize {
+        let planes = self.planes.map_or(1, |planes| planes.count);
+        let period = (1..=self.cols).find(|period| (period * planes).is_multiple_of(self.cols));
+        period.unwrap_or(self.cols).min(self.held())
+    }
+
+    /// Side of a fragment.
+    const fn side(self) -> usize {
+        match self.planes {
+            Some(planes) => planes.side,
+            None => BLOCK,
+        }
+    }
+
+    /// Fragments along the side of a block.
+    const fn parts(self) -> usize {
+        BLOCK / self.side()
+    }
+
+    /// Fragments of accumulators that a plane holds.
     const fn fragments(self) -> usize {
-        if self.planes == 0 { 0 } else { self.blocks().div_ceil(self.planes) }
+        self.held() * self.parts() * self.parts()
     }
 
     /// The blocks for which `take(row, col)` holds.
@@ -64,7 +108,7 @@ impl Grid {
     /// Distance between the rows of the shared memory that `columns` columns of blocks are spilled to. Matrix units
     /// store rows of whole 16-byte words; units like an odd distance, which meets no bank twice.
     pub const fn stage_stride(self, columns: usize) -> usize {
-        columns * BLOCK + if self.planes == 0 { 1 } else { 4 }
+        columns * BLOCK + if self.planes.is_none() { 1 } else { 4 }
     }
 
     /// Numbers of shared memory that `columns` columns of blocks are spilled to.
@@ -108,8 +152,8 @@ impl Layout {
         }
     }
 
-    const fn matrix_layout(self, left: bool) -> cmma::MatrixLayout {
-        match (self, left) {
+    fn matrix_layout(self, ident: cmma::MatrixIdent) -> cmma::MatrixLayout {
+        match (self, ident == cmma::MatrixIdent::A) {
             (Self::DepthMajor(_), true) | (Self::AxisMajor(_), false) => cmma::MatrixLayout::ColMajor,
             (Self::DepthMajor(_), false) | (Self::AxisMajor(_), true) => cmma::MatrixLayout::RowMajor,
         }
@@ -134,15 +178,15 @@ pub(crate) struct Blocks {
 impl Blocks {
     /// All zero.
     pub fn zeros(#[comptime] grid: Grid) -> Blocks {
-        let registers = Array::<f32>::new(comptime!(if grid.planes == 0 { grid.blocks() } else { 1 }));
+        let registers = Array::<f32>::new(comptime!(if grid.planes.is_none() { grid.blocks() } else { 1 }));
         let mut fragments = Sequence::<cmma::Matrix<f32>>::new();
         #[unroll]
         for _ in 0..comptime!(grid.fragments()) {
             fragments.push(cmma::Matrix::<f32>::from_value(
                 cmma::MatrixIdent::Accumulator,
-                16usize,
-                16usize,
-                16usize,
+                comptime!(grid.side()),
+                comptime!(grid.side()),
+                comptime!(grid.side()),
                 cmma::MatrixLayout::Undefined,
                 0.0,
             ));
@@ -155,7 +199,7 @@ impl Blocks {
     /// Sets all to zero.
     pub fn clear(&mut self) {
         let grid = comptime!(self.grid);
-        if comptime!(grid.planes == 0) {
+        if comptime!(grid.planes.is_none()) {
             #[unroll]
             for index in 0..comptime!(grid.blocks()) {
                 self.registers[index] = 0.0;
@@ -183,7 +227,7 @@ impl Blocks {
         #[comptime] depth: usize,
         #[comptime] active: Active,
     ) {
-        if comptime!(self.grid.planes == 0) {
+        if comptime!(self.grid.planes.is_none()) {
             self.product_by_units::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
         } else {
             self.product_by_planes::<E>(lhs, lhs_at, lhs_layout, rhs, rhs_at, rhs_layout, depth, active);
@@ -244,56 +288,69 @@ impl Blocks {
         #[comptime] active: Active,
     ) {
         let grid = comptime!(self.grid);
-        let plane = UNIT_POS / PLANE_DIM;
-        let lhs_len = comptime!(BLOCK * lhs_layout.stride() - (lhs_layout.stride() - BLOCK));
-        let rhs_len = comptime!(BLOCK * rhs_layout.stride() - (rhs_layout.stride() - BLOCK));
+        let parts = comptime!(grid.parts());
+        let columns = comptime!(grid.held_columns());
         #[unroll]
-        for index in 0..comptime!(grid.fragments()) {
-            let block = plane + comptime!((index * grid.planes) as u32);
-            // Blocks past the grid have no bit.
-            let taken = block < comptime!(grid.blocks() as u32) && (active >> block) & 1 == 1;
-            if taken {
-                let m = block as usize / comptime!(grid.cols);
-                let n = block as usize % comptime!(grid.cols);
+        for step in 0..comptime!(depth / grid.side()) {
+            let lhs_step = lhs_at + comptime!(step * grid.side() * lhs_layout.depth_stride());
+            let rhs_step = rhs_at + comptime!(step * grid.side() * rhs_layout.depth_stride());
+            let mut right = Sequence::<cmma::Matrix<E>>::new();
+            #[unroll]
+            for index in 0..columns {
+                let n = held_block(index, grid) % comptime!(grid.cols);
+                let from = rhs_step + n * comptime!(BLOCK * rhs_layout.axis_stride());
                 #[unroll]
-                for step in 0..comptime!(depth / BLOCK) {
-                    let lhs_from = lhs_at
-                        + m * comptime!(BLOCK * lhs_layout.axis_stride())
-                        + comptime!(step * BLOCK * lhs_layout.depth_stride());
-                    let rhs_from = rhs_at
-                        + n * comptime!(BLOCK * rhs_layout.axis_stride())
-                        + comptime!(step * BLOCK * rhs_layout.depth_stride());
-                    let left = cmma::Matrix::<E>::from_slice(
-                        cmma::MatrixIdent::A,
-                        16usize,
-                        16usize,
-                        16usize,
-                        comptime!(lhs_layout.matrix_layout(true)),
-                        &lhs[lhs_from..lhs_from + lhs_len],
-                        comptime!(lhs_layout.stride() as u32),
-                    );
-                    let right = cmma::Matrix::<E>::from_slice(
-                        cmma::MatrixIdent::B,
-                        16usize,
-                        16usize,
-                        16usize,
-                        comptime!(rhs_layout.matrix_layout(false)),
-                        &rhs[rhs_from..rhs_from + rhs_len],
-                        comptime!(rhs_layout.stride() as u32),
-                    );
-                    let sum = self.fragments.index(index);
-                    cmma::execute(&left, &right, sum, sum);
+                for part in 0..parts {
+                    let at = from + comptime!(part * grid.side() * rhs_layout.axis_stride());
+                    right.push(fragment::<E>(rhs, at, cmma::MatrixIdent::B, rhs_layout, grid));
+                }
+            }
+            #[unroll]
+            for index in 0..comptime!(grid.held()) {
+                let block = held_block(index, grid);
+                // Blocks past the grid have no bit.
+                let taken = block < comptime!(grid.blocks()) && (active >> block as u32) & 1 == 1;
+                if taken {
+                    let m = block / comptime!(grid.cols);
+                    let from = lhs_step + m * comptime!(BLOCK * lhs_layout.axis_stride());
+                    #[unroll]
+                    for row in 0..parts {
+                        let at = from + comptime!(row * grid.side() * lhs_layout.axis_stride());
+                        let left = fragment::<E>(lhs, at, cmma::MatrixIdent::A, lhs_layout, grid);
+                        #[unroll]
+                        for col in 0..parts {
+                            let sum = self.fragments.index(comptime!((index * parts + row) * parts + col));
+                            let right = right.index(comptime!(index % columns * parts + col));
+                            cmma::execute(&left, right, sum, sum);
+                        }
+                    }
                 }
             }
         }
     }
 
+    /// The unit's element of block `index`, row `unit / 16` and column `unit % 16`, where units hold elements: they need
+    /// no shared memory for elementwise work.
+    pub fn register(&self, #[comptime] index: usize) -> f32 {
+        self.registers[index]
+    }
+
     /// Writes `count` columns of blocks from column `first` on to shared memory, row-major with
     /// [`Grid::stage_stride`]. The caller synchronises the cube before and after.
     pub fn spill(&self, stage: &mut Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
+        self.spill_to::<f32>(stage, comptime!(self.grid.stage_stride(count)), first, count);
+    }
+
+    /// [`spill`](Self::spill) with another distance between rows; matrix units write float32 only.
+    pub fn spill_to<T: Float>(
+        &self,
+        stage: &mut Shared<[T]>,
+        #[comptime] stride: usize,
+        #[comptime] first: usize,
+        #[comptime] count: usize,
+    ) {
         let grid = comptime!(self.grid);
-        let stride = comptime!(grid.stage_stride(count));
-        if comptime!(grid.planes == 0) {
+        if comptime!(grid.planes.is_none()) {
             let row = UNIT_POS as usize / BLOCK;
             let col = UNIT_POS as usize % BLOCK;
             let at = row * stride + col;
@@ -302,24 +359,27 @@ impl Blocks {
                 #[unroll]
                 for n in 0..count {
                     stage[at + comptime!(m * BLOCK * stride + n * BLOCK)] =
-                        self.registers[comptime!(m * grid.cols + first + n)];
+                        T::cast_from(self.registers[comptime!(m * grid.cols + first + n)]);
                 }
             }
         } else {
-            let plane = UNIT_POS / PLANE_DIM;
+            let parts = comptime!(grid.parts());
             #[unroll]
-            for index in 0..comptime!(grid.fragments()) {
-                let block = (plane + comptime!((index * grid.planes) as u32)) as usize;
-                let m = block / comptime!(grid.cols);
+            for index in 0..comptime!(grid.held()) {
+                let block = held_block(index, grid);
                 let n = block % comptime!(grid.cols);
                 if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
-                    let from = m * comptime!(BLOCK * stride) + (n - first) * BLOCK;
-                    cmma::store(
-                        &mut stage[from..from + comptime!((BLOCK - 1) * stride + BLOCK)],
-                        self.fragments.index(index),
-                        comptime!(stride as u32),
-                        cmma::MatrixLayout::RowMajor,
-                    );
+                    let from = stage_place(block, first, stride, grid);
+                    #[unroll]
+                    for part in 0..comptime!(parts * parts) {
+                        let at = from + comptime!((part / parts * stride + part % parts) * grid.side());
+                        cmma::store(
+                            &mut stage[at..at + comptime!((grid.side() - 1) * stride + grid.side())],
+                            self.fragments.index(comptime!(index * parts * parts + part)),
+                            comptime!(stride as u32),
+                            cmma::MatrixLayout::RowMajor,
+                        );
+                    }
                 }
             }
         }
@@ -329,7 +389,7 @@ impl Blocks {
     pub fn fill(&mut self, stage: &Shared<[f32]>, #[comptime] first: usize, #[comptime] count: usize) {
         let grid = comptime!(self.grid);
         let stride = comptime!(grid.stage_stride(count));
-        if comptime!(grid.planes == 0) {
+        if comptime!(grid.planes.is_none()) {
             let row = UNIT_POS as usize / BLOCK;
             let col = UNIT_POS as usize % BLOCK;
             let at = row * stride + col;
@@ -342,22 +402,57 @@ impl Blocks {
                 }
             }
         } else {
-            let plane = UNIT_POS / PLANE_DIM;
+            let parts = comptime!(grid.parts());
             #[unroll]
-            for index in 0..comptime!(grid.fragments()) {
-                let block = (plane + comptime!((index * grid.planes) as u32)) as usize;
-                let m = block / comptime!(grid.cols);
+            for index in 0..comptime!(grid.held()) {
+                let block = held_block(index, grid);
                 let n = block % comptime!(grid.cols);
                 if block < comptime!(grid.blocks()) && n >= first && n < comptime!(first + count) {
-                    let from = m * comptime!(BLOCK * stride) + (n - first) * BLOCK;
-                    cmma::load_with_layout(
-                        self.fragments.index_mut(index),
-                        &stage[from..from + comptime!((BLOCK - 1) * stride + BLOCK)],
-                        comptime!(stride as u32),
-                        cmma::MatrixLayout::RowMajor,
-                    );
+                    let from = stage_place(block, first, stride, grid);
+                    #[unroll]
+                    for part in 0..comptime!(parts * parts) {
+                        let at = from + comptime!((part / parts * stride + part % parts) * grid.side());
+                        cmma::load_with_layout(
+                            self.fragments.index_mut(comptime!(index * parts * parts + part)),
+                            &stage[at..at + comptime!((grid.side() - 1) * stride + grid.side())],
+                            comptime!(stride as u32),
+                            cmma::MatrixLayout::RowMajor,
+                        );
+                    }
                 }
             }
         }
     }
+}
+
+/// Block `index` of those that the unit's plane holds, perhaps past the last of the grid.
+#[cube]
+fn held_block(#[comptime] index: usize, #[comptime] grid: Grid) -> usize {
+    PLANE_POS as usize + comptime!(index * grid.planes.map_or(0, |planes| planes.count))
+}
+
+/// Where a block starts in the shared memory that columns from `first` on are spilled to.
+#[cube]
+fn stage_place(block: usize, #[comptime] first: usize, #[comptime] stride: usize, #[comptime] grid: Grid) -> usize {
+    block / comptime!(grid.cols) * comptime!(BLOCK * stride) + (block % comptime!(grid.cols) - first) * BLOCK
+}
+
+/// The fragment of an operand from element `at` on.
+#[cube]
+fn fragment<E: Float>(
+    operand: &Shared<[E]>,
+    at: usize,
+    #[comptime] ident: cmma::MatrixIdent,
+    #[comptime] layout: Layout,
+    #[comptime] grid: Grid,
+) -> cmma::Matrix<E> {
+    cmma::Matrix::<E>::from_slice(
+        ident,
+        comptime!(grid.side()),
+        comptime!(grid.side()),
+        comptime!(grid.side()),
+        comptime!(layout.matrix_layout(ident)),
+        &operand[at..at + comptime!((grid.side() - 1) * layout.stride() + grid.side())],
+        comptime!(layout.stride() as u32),
+    )
 }

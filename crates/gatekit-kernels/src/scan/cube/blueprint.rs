@@ -15,7 +15,7 @@ use cubecl::{
     },
 };
 
-use super::{blocks::UNITS, keys::KeysPlan, output::OutputPlan, state::StatePlan};
+use super::{blocks::{Planes, UNITS}, keys::KeysPlan, output::OutputPlan, state::StatePlan};
 use crate::scan::DecayKind;
 
 /// Buffers of the kernel that has most, and one of scalars and shapes.
@@ -33,8 +33,8 @@ pub(crate) struct Blueprint {
     pub operand: FloatKind,
     /// Type of the states between kernels: float32, and bfloat16 for bfloat16 inputs, whose range is the same.
     pub state: FloatKind,
-    /// Planes of a cube that work with matrix units, 0 without.
-    pub planes: usize,
+    /// Planes of a cube that work with matrix units.
+    pub planes: Option<Planes>,
     /// Bytes of shared memory a cube may use.
     shared_memory: usize,
 }
@@ -64,7 +64,7 @@ impl Blueprint {
         let planes = planes(client, kind);
         let blueprint = Self {
             input: kind,
-            operand: if planes > 0 { kind } else { FloatKind::F32 },
+            operand: if planes.is_some() { kind } else { FloatKind::F32 },
             state: if kind == FloatKind::BF16 { kind } else { FloatKind::F32 },
             planes,
             shared_memory: hardware.max_shared_memory_size,
@@ -73,11 +73,17 @@ impl Blueprint {
         (able && plans.into_iter().all(|decay| blueprint.fits(decay))).then_some(blueprint)
     }
 
-    const fn operand_bytes(&self) -> usize {
+    /// Bytes of an operand in shared memory.
+    pub const fn operand_bytes(&self) -> usize {
         match self.operand {
             FloatKind::F32 => 4,
             _ => 2,
         }
+    }
+
+    /// Bytes of shared memory that a cube may take: no more than leaves room for other cubes.
+    pub fn shared_memory(&self) -> usize {
+        self.shared_memory.min(SHARED_MEMORY)
     }
 
     /// Whether the smallest tiles fit.
@@ -93,7 +99,7 @@ impl Blueprint {
 
     /// The first of the plans, largest tiles first, that leaves room for other cubes, or the last.
     fn choose<P>(&self, plans: impl IntoIterator<Item = P>, bytes: impl Fn(&P) -> usize) -> P {
-        let limit = self.shared_memory.min(SHARED_MEMORY);
+        let limit = self.shared_memory();
         let mut last = None;
         for plan in plans {
             if bytes(&plan) <= limit {
@@ -139,26 +145,24 @@ impl Blueprint {
     }
 }
 
-/// Planes of a cube of 256 units that can work with matrix units on operands of this type, 0 if none.
+/// Planes of a cube of 256 units that can work with matrix units on operands of this type, if any.
 ///
 /// Only half-precision operands: float32 on matrix units would mean tf32, whose 10 bits of mantissa are not what
 /// float32 tensors promise.
-fn planes(client: &Client, kind: FloatKind) -> usize {
+fn planes(client: &Client, kind: FloatKind) -> Option<Planes> {
     let hardware = &client.properties().hardware;
     let elem = ElemType::Float(kind);
-    let config = MmaConfig {
+    let config = |side: u32| MmaConfig {
         a_type: elem,
         b_type: elem,
         cd_type: ElemType::Float(FloatKind::F32),
-        m: 16,
-        n: 16,
-        k: 16,
+        m: side,
+        n: side,
+        k: side,
     };
     let half = matches!(kind, FloatKind::F16 | FloatKind::BF16);
     let known = hardware.plane_size_min == hardware.plane_size_max && hardware.plane_size_min > 0;
-    if half && known && client.features().matmul.cmma.contains(&config) {
-        UNITS / hardware.plane_size_min as usize
-    } else {
-        0
-    }
+    let side = [16, 8].into_iter().find(|side| client.features().matmul.cmma.contains(&config(*side)));
+    let count = UNITS / hardware.plane_size_min.max(1) as usize;
+    side.filter(|_| half && known).map(|side| Planes { count, side: side as usize })
 }

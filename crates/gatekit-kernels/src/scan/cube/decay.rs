@@ -9,7 +9,7 @@
 
 use cubecl::prelude::*;
 
-use super::blocks::BLOCK;
+use super::blocks::{ALIGNMENT, BLOCK};
 
 /// Sub-chunks of a chunk.
 pub(crate) const SUB_CHUNKS: usize = 4;
@@ -42,7 +42,7 @@ pub(crate) struct Decays {
     /// Log decay, then factor of each step, `[CHUNK, width]`.
     pub step: Shared<[f32]>,
     pub from: Shared<[f32]>,
-    to: Shared<[f32]>,
+    pub to: Shared<[f32]>,
     /// `[SUB_CHUNKS, width]`.
     whole: Shared<[f32]>,
     #[cube(comptime)]
@@ -61,7 +61,7 @@ impl Decays {
         let len = comptime!(CHUNK * decay_stride(width));
         Decays {
             step: Shared::<[f32]>::new_slice(len),
-            from: Shared::<[f32]>::new_slice(len),
+            from: Shared::<[f32]>::new_aligned_slice(len, ALIGNMENT),
             to: Shared::<[f32]>::new_slice(len),
             whole: Shared::<[f32]>::new_slice(comptime!(SUB_CHUNKS * width)),
             width,

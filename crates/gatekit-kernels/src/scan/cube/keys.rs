@@ -17,7 +17,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
         CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
     },
@@ -36,12 +36,17 @@ const STRIDE: usize = operand_stride(SUB_CHUNKS);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KeysPlan {
     pub decay: DecayKind,
-    pub planes: usize,
+    pub planes: Option<Planes>,
 }
 
 impl KeysPlan {
     const fn grid(self) -> Grid {
         Grid::new(SUB_CHUNKS, SUB_CHUNKS, self.planes)
+    }
+
+    /// Numbers of the float32 stage beside the operands.
+    const fn stage_len(self) -> usize {
+        if self.planes.is_none() { 1 } else { self.grid().stage_len(SUB_CHUNKS) }
     }
 
     /// The blocks that hold pairs.
@@ -53,7 +58,7 @@ impl KeysPlan {
     pub const fn shared_bytes(self, operand_bytes: usize) -> usize {
         let operands = (CHUNK + SLAB) * STRIDE;
         let decays = 3 * CHUNK * decay_stride(1) + SUB_CHUNKS;
-        let floats = self.grid().stage_len(1) + WholeDecays::LEN + 2 * UNITS + CHUNK + decays;
+        let floats = self.stage_len() + WholeDecays::LEN + 2 * UNITS + CHUNK + decays;
         operands * operand_bytes + floats * 4
     }
 }
@@ -98,9 +103,13 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
     let first_row = token * heads + head;
 
     // Four slabs of operands, then the pairs `[row, col]`.
-    let mut slabs = Shared::<[E]>::new_slice(comptime!(CHUNK * STRIDE));
-    let mut operand = Shared::<[E]>::new_slice(comptime!(SLAB * STRIDE));
-    let mut stage = Shared::<[f32]>::new_slice(comptime!(grid.stage_len(1)));
+    let mut slabs = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * STRIDE), ALIGNMENT);
+    let mut operand = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * STRIDE), ALIGNMENT);
+    let mut stage = Stage::<E> {
+        operands: slabs.clone(),
+        floats: Shared::<[f32]>::new_aligned_slice(comptime!(plan.stage_len()), ALIGNMENT),
+        grid,
+    };
     let mut wholes = WholeDecays::new();
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
     let mut later_sums = Shared::<[f32]>::new_slice(UNITS);
@@ -179,8 +188,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         );
     }
 
-    let mut gradient_q = to_columns(&from_state, &mut stage, &column, grid);
-    let mut gradient_k = to_columns(&to_state, &mut stage, &column, grid);
+    let mut gradient_q = stage.to_columns(&from_state, &column);
+    let mut gradient_k = stage.to_columns(&to_state, &column);
     if comptime!(plan.decay != DecayKind::None) {
         gradient_q = times_from_start(&gradient_q, &own_factors);
         gradient_k = times_to_end(&gradient_k, &own_factors);
@@ -211,62 +220,48 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
     for row in 0..BLOCK {
         q_steps[row] *= scale;
     }
+    let mut sum_q = Blocks::zeros(grid);
+    let mut sum_k = Blocks::zeros(grid);
+    let by_col = comptime!(Layout::AxisMajor(STRIDE));
+    let channels = comptime!(Layout::DepthMajor(CHANNEL_STRIDE));
     if comptime!(plan.decay == DecayKind::PerKey) {
-        // Between sub-chunks: up to the end of the earlier one, over those between, from the start of the later one.
+        // Between sub-chunks: to the end of the earlier one, over those between, from the start of the later one.
         let keys = times_to_end(&k_steps, &own_factors);
         let queries = times_from_start(&q_steps, &own_factors);
-        let mut sum = Blocks::zeros(grid);
         #[unroll]
-        for col in 0..comptime!(SUB_CHUNKS - 1) {
-            #[unroll]
-            for row in comptime!(col + 1)..SUB_CHUNKS {
+        for row in 1..SUB_CHUNKS {
+            for col in 0..row {
                 if column.sub_chunk == col {
-                    let between = wholes.over(column.channel, comptime!(col + 1), row);
+                    let between = wholes.over(column.channel, col + 1, row);
                     write_operand::<E>(&keys, between, column.channel, &mut operand, 0usize);
                 }
                 sync_cube();
-                sum.product::<E>(
-                    &slabs,
-                    comptime!(col * BLOCK),
-                    comptime!(Layout::AxisMajor(STRIDE)),
-                    &operand,
-                    0usize,
-                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
-                    BLOCK,
-                    comptime!(grid.active(|r, _| r == row)),
-                );
+                let active = comptime!(grid.active(|r, _| r == row));
+                sum_q.product::<E>(&slabs, col * BLOCK, by_col, &operand, 0usize, channels, BLOCK, active);
                 sync_cube();
             }
         }
-        let part = times_from_start(&to_columns(&sum, &mut stage, &column, grid), &own_factors);
-        sum.clear();
         #[unroll]
         for col in 0..comptime!(SUB_CHUNKS - 1) {
-            #[unroll]
             for row in comptime!(col + 1)..SUB_CHUNKS {
                 if column.sub_chunk == row {
                     let between = wholes.over(column.channel, comptime!(col + 1), row);
                     write_operand::<E>(&queries, between, column.channel, &mut operand, 0usize);
                 }
                 sync_cube();
-                sum.product::<E>(
+                let active = comptime!(grid.active(|r, _| r == col));
+                sum_k.product::<E>(
                     &slabs,
-                    comptime!(row * BLOCK * STRIDE),
-                    comptime!(Layout::DepthMajor(STRIDE)),
+                    row * comptime!(BLOCK * STRIDE),
+                    slab_layout,
                     &operand,
                     0usize,
-                    comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                    channels,
                     BLOCK,
-                    comptime!(grid.active(|r, _| r == col)),
+                    active,
                 );
                 sync_cube();
             }
-        }
-        let other = times_to_end(&to_columns(&sum, &mut stage, &column, grid), &own_factors);
-        #[unroll]
-        for row in 0..BLOCK {
-            gradient_q[row] += part[row];
-            gradient_k[row] += other[row];
         }
         add_sub_chunk::<E>(
             &mut gradient_q,
@@ -278,52 +273,42 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             &column,
         );
     } else {
-        // Decays are in the pairs already.
-        let mut sum = Blocks::zeros(grid);
-        #[unroll]
-        for col in 0..SUB_CHUNKS {
-            if column.sub_chunk == col {
+        // Decays are in the pairs already, and zeros where there are none: one loop over all blocks.
+        for part in 0..SUB_CHUNKS {
+            if column.sub_chunk == part {
                 write_operand::<E>(&k_steps, 1.0f32, column.channel, &mut operand, 0usize);
             }
             sync_cube();
-            sum.product::<E>(
-                &slabs,
-                comptime!(col * BLOCK),
-                comptime!(Layout::AxisMajor(STRIDE)),
-                &operand,
-                0usize,
-                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
-                BLOCK,
-                comptime!(grid.active(|r, _| r >= col)),
-            );
+            let all = comptime!(grid.all());
+            sum_q.product::<E>(&slabs, part * BLOCK, by_col, &operand, 0usize, channels, BLOCK, all);
             sync_cube();
-        }
-        let part = to_columns(&sum, &mut stage, &column, grid);
-        sum.clear();
-        #[unroll]
-        for row in 0..SUB_CHUNKS {
-            if column.sub_chunk == row {
+            if column.sub_chunk == part {
                 write_operand::<E>(&q_steps, 1.0f32, column.channel, &mut operand, 0usize);
             }
             sync_cube();
-            sum.product::<E>(
+            sum_k.product::<E>(
                 &slabs,
-                comptime!(row * BLOCK * STRIDE),
-                comptime!(Layout::DepthMajor(STRIDE)),
+                part * comptime!(BLOCK * STRIDE),
+                slab_layout,
                 &operand,
                 0usize,
-                comptime!(Layout::DepthMajor(CHANNEL_STRIDE)),
+                channels,
                 BLOCK,
-                comptime!(grid.active(|r, _| r <= row)),
+                all,
             );
             sync_cube();
         }
-        let other = to_columns(&sum, &mut stage, &column, grid);
-        #[unroll]
-        for row in 0..BLOCK {
-            gradient_q[row] += part[row];
-            gradient_k[row] += other[row];
-        }
+    }
+    let mut part_q = stage.to_columns(&sum_q, &column);
+    let mut part_k = stage.to_columns(&sum_k, &column);
+    if comptime!(plan.decay == DecayKind::PerKey) {
+        part_q = times_from_start(&part_q, &own_factors);
+        part_k = times_to_end(&part_k, &own_factors);
+    }
+    #[unroll]
+    for row in 0..BLOCK {
+        gradient_q[row] += part_q[row];
+        gradient_k[row] += part_k[row];
     }
 
     // --- The log decay's gradient, then a step's product with itself ---
@@ -354,16 +339,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         } else {
             let block = CUBE_POS_Z as usize;
             sync_cube();
-            store_head_sums::<D>(
-                &terms,
-                &mut stage,
-                dg,
-                (block * tokens + token) * heads + head,
-                heads,
-                length,
-                &column,
-                grid,
-            );
+            let start = (block * tokens + token) * heads + head;
+            store_head_sums::<D, E>(&terms, &mut stage, dg, start, heads, length, &column);
         }
     }
     #[unroll]
@@ -376,31 +353,55 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
     column.store::<F>(&gradient_k, dk);
 }
 
-/// The unit's steps of its channel of accumulators `[steps, channels]`.
+/// Shared memory for 64 rows of 64 accumulators: where units make the products, that of the operands, float32 too.
+#[derive(CubeType)]
+struct Stage<E: Float> {
+    operands: Shared<[E]>,
+    floats: Shared<[f32]>,
+    #[cube(comptime)]
+    grid: Grid,
+}
+
 #[cube]
-fn to_columns(
-    blocks: &Blocks,
-    stage: &mut Shared<[f32]>,
-    column: &Column,
-    #[comptime] grid: Grid,
-) -> Array<f32> {
-    let stride = comptime!(grid.stage_stride(1));
-    let mut result = Array::<f32>::new(BLOCK);
-    #[unroll]
-    for strip in 0..comptime!(CHANNELS / BLOCK) {
-        sync_cube();
-        blocks.spill(stage, strip, 1usize);
-        sync_cube();
-        if column.channel / BLOCK == strip {
-            let at = column.sub_chunk * comptime!(BLOCK * stride) + column.channel % BLOCK;
-            #[unroll]
-            for row in 0..BLOCK {
-                result[row] = stage[at + comptime!(row * stride)];
-            }
+impl<E: Float> Stage<E> {
+    /// Writes accumulators. The caller synchronises the cube before and after.
+    fn spill(&mut self, blocks: &Blocks) {
+        if comptime!(self.grid.planes.is_none()) {
+            blocks.spill_to::<E>(&mut self.operands, STRIDE, 0usize, SUB_CHUNKS);
+        } else {
+            blocks.spill(&mut self.floats, 0usize, SUB_CHUNKS);
         }
     }
-    sync_cube();
-    result
+
+    fn get(&self, row: usize, col: usize) -> f32 {
+        if comptime!(self.grid.planes.is_none()) {
+            f32::cast_from(self.operands[row * STRIDE + col])
+        } else {
+            self.floats[row * comptime!(self.grid.stage_stride(SUB_CHUNKS)) + col]
+        }
+    }
+
+    fn set(&mut self, row: usize, col: usize, value: f32) {
+        if comptime!(self.grid.planes.is_none()) {
+            self.operands[row * STRIDE + col] = E::cast_from(value);
+        } else {
+            self.floats[row * comptime!(self.grid.stage_stride(SUB_CHUNKS)) + col] = value;
+        }
+    }
+
+    /// The unit's steps of its channel of accumulators `[steps, channels]`. Synchronises the cube before it writes; the
+    /// caller does before the next writing.
+    fn to_columns(&mut self, blocks: &Blocks, column: &Column) -> Array<f32> {
+        let mut result = Array::<f32>::new(BLOCK);
+        sync_cube();
+        self.spill(blocks);
+        sync_cube();
+        #[unroll]
+        for row in 0..BLOCK {
+            result[row] = self.get(column.sub_chunk * BLOCK + row, column.channel);
+        }
+        result
+    }
 }
 
 /// The unit's part of the sums over value channels of states times gradients: four of a slab's, for channel `unit / 4`.
@@ -432,7 +433,7 @@ fn dot<S: Float, N: Size>(states: &[Vector<S, N>], gradients: &[Vector<S, N>], t
 fn write_pairs<G: Float, E: Float>(
     pairs: &Blocks,
     log_decay: &[G],
-    stage: &mut Shared<[f32]>,
+    stage: &mut Stage<E>,
     target: &mut Shared<[E]>,
     own: &mut Shared<[f32]>,
     first_row: usize,
@@ -440,7 +441,6 @@ fn write_pairs<G: Float, E: Float>(
     length: usize,
     #[comptime] plan: KeysPlan,
 ) {
-    let grid = comptime!(plan.grid());
     let mut decays = Decays::new(1usize);
     if comptime!(plan.decay == DecayKind::PerHead) {
         let step = UNIT_POS as usize;
@@ -451,25 +451,22 @@ fn write_pairs<G: Float, E: Float>(
         sync_cube();
         decays.compute();
     }
-    #[unroll]
-    for strip in 0..SUB_CHUNKS {
-        sync_cube();
-        pairs.spill(stage, strip, 1usize);
-        sync_cube();
-        #[unroll]
-        for round in 0..comptime!(CHUNK * BLOCK / UNITS) {
-            let place = UNIT_POS as usize + comptime!(round * UNITS);
-            let row = place / BLOCK;
-            let col = comptime!(strip * BLOCK) + place % BLOCK;
-            let mut pair = stage[row * comptime!(grid.stage_stride(1)) + place % BLOCK];
-            if row == col {
-                own[row] = pair;
-            }
-            if comptime!(plan.decay == DecayKind::PerHead) {
-                pair *= decays.between(row, col, 0usize);
-            }
-            target[row * STRIDE + col] = E::cast_from(select(row > col, pair, 0.0f32));
+    sync_cube();
+    stage.spill(pairs);
+    sync_cube();
+    for round in 0..comptime!(CHUNK * CHUNK / UNITS) {
+        let place = UNIT_POS as usize + round * UNITS;
+        let row = place / CHUNK;
+        let col = place % CHUNK;
+        let mut pair = stage.get(row, col);
+        if row == col {
+            own[row] = pair;
         }
+        if comptime!(plan.decay == DecayKind::PerHead) {
+            pair *= decays.between(row, col, 0usize);
+        }
+        // Where units make the products, this is the place it was read from.
+        target[row * STRIDE + col] = E::cast_from(select(row > col, pair, 0.0f32));
     }
     sync_cube();
 }
@@ -515,37 +512,26 @@ fn reverse_sums(values: &mut Array<f32>) {
 
 /// Writes the sums over the cube's channels.
 #[cube]
-fn store_head_sums<D: Float>(
+fn store_head_sums<D: Float, E: Float>(
     terms: &Array<f32>,
-    stage: &mut Shared<[f32]>,
+    stage: &mut Stage<E>,
     target: &mut [D],
     start: usize,
     heads: usize,
     length: usize,
     column: &Column,
-    #[comptime] grid: Grid,
 ) {
-    let stride = comptime!(grid.stage_stride(1));
-    let mut sum = 0.0f32;
-    let step = UNIT_POS as usize;
     #[unroll]
-    for strip in 0..comptime!(CHANNELS / BLOCK) {
-        if column.channel / BLOCK == strip {
-            let at = column.sub_chunk * comptime!(BLOCK * stride) + column.channel % BLOCK;
-            #[unroll]
-            for row in 0..BLOCK {
-                stage[at + comptime!(row * stride)] = terms[row];
-            }
-        }
-        sync_cube();
-        if step < CHUNK {
-            for channel in 0..BLOCK {
-                sum += stage[step * stride + channel];
-            }
-        }
-        sync_cube();
+    for row in 0..BLOCK {
+        stage.set(column.sub_chunk * BLOCK + row, column.channel, terms[row]);
     }
+    sync_cube();
+    let step = UNIT_POS as usize;
     if step < length {
+        let mut sum = 0.0f32;
+        for channel in 0..CHANNELS {
+            sum += stage.get(step, channel);
+        }
         target[start + step * heads] = D::cast_from(sum);
     }
 }

@@ -36,7 +36,7 @@ fn dtype_of(kind: FloatKind) -> DType {
 }
 
 /// The type that a kernel reads this tensor as.
-fn elem(tensor: &CubeTensor) -> ElemType {
+pub(crate) fn elem(tensor: &CubeTensor) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(tensor.dtype)
 }
 

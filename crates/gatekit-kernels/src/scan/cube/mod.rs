@@ -10,15 +10,19 @@
 //! * [`tiles`]: from global to shared memory.
 //! * [`blueprint`]: what a device can do, and the tile sizes.
 //! * [`launch`]: from tensors to kernel launches.
+//! * [`delta`]: the delta rule, kernels of its own.
+//! * [`step`]: one step of any of these scans.
 
 mod blocks;
 mod blueprint;
 mod columns;
 mod decay;
+mod delta;
 mod keys;
 mod launch;
 mod output;
 mod state;
+mod step;
 mod tiles;
 
 use burn::{backend::TensorMetadata, backend::tensor::FloatTensor, tensor::DType};
@@ -27,6 +31,7 @@ use burn_cubecl::{CubeBackend, kernel::cast, tensor::CubeTensor};
 use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable};
 use blueprint::{Blueprint, float_kind};
 use launch::{Problem, prepared, zeros_like};
+pub(crate) use step::step;
 
 /// The tiling of the fused kernels for this scan; the others are left to the portable form.
 fn fused(arguments: &ScanArguments<CubeBackend>, spec: &ScanSpec) -> Option<Blueprint> {
@@ -44,6 +49,9 @@ pub(crate) fn forward(
         return portable::forward(arguments, spec);
     };
     match spec.write {
+        WriteKind::Delta if delta::computes(&blueprint, &arguments) => {
+            delta::forward(blueprint, arguments, spec)
+        }
         WriteKind::Delta => portable::forward(arguments, spec),
         WriteKind::Additive => {
             let ScanArguments { q, k, v, log_decay, initial_state, .. } = arguments;
@@ -65,6 +73,9 @@ pub(crate) fn backward(
         return portable::backward(arguments, gradient, of, spec);
     };
     match spec.write {
+        WriteKind::Delta if delta::computes(&blueprint, &arguments) => {
+            delta::backward(blueprint, arguments, gradient, of, spec)
+        }
         WriteKind::Delta => portable::backward(arguments, gradient, of, spec),
         WriteKind::Additive => additive_backward(blueprint, arguments, gradient, of, spec),
     }
@@ -120,3 +131,6 @@ fn sum_blocks(parts: CubeTensor) -> CubeTensor {
     };
     CubeBackend::float_reshape(sum, [dims[1], dims[2], dims[3], dims[4]].into())
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;

@@ -22,7 +22,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     decay::{CHUNK, Decays, SUB_CHUNKS, decay_stride},
     tiles::{Tile, TileShape, load},
 };
@@ -43,7 +43,7 @@ pub(super) struct OutputPlan {
     pub decay: DecayKind,
     /// Gradients of the values.
     pub reverse: bool,
-    pub planes: usize,
+    pub planes: Option<Planes>,
     /// Blocks of 16 value channels of a cube.
     pub value_blocks: usize,
 }
@@ -84,10 +84,10 @@ impl OutputPlan {
 
     /// Distance between the steps of a slab: odd for units, whole 16-byte words of half-precision numbers for matrix units.
     const fn slab_stride(self) -> usize {
-        if self.planes == 0 { SLAB + 1 } else { SLAB + 8 }
+        if self.planes.is_none() { SLAB + 1 } else { SLAB + 8 }
     }
 
-    /// Whether the stage of accumulators shares the memory of a table of decays, which then is large enough.
+    /// Whether the stages of accumulators share the memory of two tables of decays, which then are large enough.
     const fn shares_stage(self) -> bool {
         matches!(self.decay, DecayKind::PerKey) && self.scores().stage_len(1) <= CHUNK * decay_stride(SLAB)
     }
@@ -97,7 +97,7 @@ impl OutputPlan {
         let operands = 2 * CHUNK * self.slab_stride() + SLAB * (STEP_STRIDE + self.rhs_stride());
         let width = self.decay_width();
         let decays = 3 * CHUNK * decay_stride(width) + SUB_CHUNKS * width;
-        let stage = if self.shares_stage() { 0 } else { self.scores().stage_len(1) };
+        let stage = if self.shares_stage() { 0 } else { 2 * self.scores().stage_len(1) };
         operands * operand_bytes + (decays + stage) * 4
     }
 
@@ -151,10 +151,10 @@ pub(super) fn output_kernel<
     let slot = chunks[chunk * 3 + 2] as usize + comptime!(plan.reverse as usize);
     let first_row = token * heads + head;
 
-    let mut row_slab = Shared::<[E]>::new_slice(comptime!(CHUNK * plan.slab_stride()));
-    let mut col_slab = Shared::<[E]>::new_slice(comptime!(CHUNK * plan.slab_stride()));
-    let mut lhs = Shared::<[E]>::new_slice(comptime!(SLAB * STEP_STRIDE));
-    let mut rhs = Shared::<[E]>::new_slice(comptime!(SLAB * plan.rhs_stride()));
+    let mut row_slab = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * plan.slab_stride()), ALIGNMENT);
+    let mut col_slab = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * plan.slab_stride()), ALIGNMENT);
+    let mut lhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * STEP_STRIDE), ALIGNMENT);
+    let mut rhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * plan.rhs_stride()), ALIGNMENT);
     let mut decays = Decays::new(comptime!(plan.decay_width()));
 
     let mut scores = Blocks::zeros(comptime!(plan.scores()));
@@ -272,11 +272,17 @@ pub(super) fn output_kernel<
             SLAB,
             comptime!(plan.outputs().all()),
         );
-        sync_cube();
+        // The slabs were read before the last synchronisation, the operands are written after the next.
     }
+    sync_cube();
 
     let mut stage = if comptime!(plan.shares_stage()) {
         decays.from.clone()
+    } else {
+        Shared::<[f32]>::new_aligned_slice(comptime!(plan.scores().stage_len(1)), ALIGNMENT)
+    };
+    let mut other_stage = if comptime!(plan.shares_stage()) {
+        decays.to.clone()
     } else {
         Shared::<[f32]>::new_slice(comptime!(plan.scores().stage_len(1)))
     };
@@ -312,25 +318,25 @@ pub(super) fn output_kernel<
             BLOCK,
             comptime!(plan.outputs().active(|row, _| plan.sees(row, strip))),
         );
-        sync_cube();
+        // The stage was read before the last synchronisation, the operands are written after the next.
     }
 
+    // By turns through two stages: what is written was read before the last synchronisation.
     #[unroll]
     for strip in 0..comptime!(plan.value_blocks) {
-        outputs.spill(&mut stage, strip, 1usize);
+        let turn = if comptime!(strip % 2 == 0) { &mut stage } else { &mut other_stage };
+        outputs.spill(turn, strip, 1usize);
         sync_cube();
-        #[unroll]
         for round in 0..comptime!(CHUNK * BLOCK / UNITS) {
-            let place = UNIT_POS as usize + comptime!(round * UNITS);
+            let place = UNIT_POS as usize + round * UNITS;
             let row = place / BLOCK;
             let col = place % BLOCK;
             let value = first_value + comptime!(strip * BLOCK) + col;
             if row < length && value < value_dim {
                 output[(first_row + row * heads) * value_dim + value] =
-                    F::cast_from(output_scale * stage[row * comptime!(plan.outputs().stage_stride(1)) + col]);
+                    F::cast_from(output_scale * turn[row * comptime!(plan.outputs().stage_stride(1)) + col]);
             }
         }
-        sync_cube();
     }
 }
 
@@ -346,9 +352,8 @@ fn write_operand<E: Float>(
     #[comptime] group: usize,
     #[comptime] plan: OutputPlan,
 ) {
-    #[unroll]
     for round in 0..comptime!(CHUNK * SLAB / UNITS) {
-        let place = UNIT_POS as usize + comptime!(round * UNITS);
+        let place = UNIT_POS as usize + round * UNITS;
         let step = place % CHUNK;
         let channel = place / CHUNK;
         let mut value = f32::cast_from(slab[step * comptime!(plan.slab_stride()) + channel]);
@@ -403,7 +408,6 @@ fn merge_own(
     let stride = comptime!(plan.scores().stage_stride(1));
     let key = UNIT_POS as usize / GROUPS;
     let group = UNIT_POS as usize % GROUPS;
-    #[unroll]
     for turn in 0..GROUPS {
         if group == turn && key / BLOCK == strip {
             #[unroll]
@@ -429,9 +433,8 @@ fn write_weights<E: Float>(
     #[comptime] strip: usize,
     #[comptime] plan: OutputPlan,
 ) {
-    #[unroll]
     for round in 0..comptime!(CHUNK * BLOCK / UNITS) {
-        let place = UNIT_POS as usize + comptime!(round * UNITS);
+        let place = UNIT_POS as usize + round * UNITS;
         let row = place % CHUNK;
         let col = place / CHUNK;
         let step = comptime!(strip * BLOCK) + col;

@@ -12,7 +12,7 @@
 use cubecl::prelude::*;
 
 use super::{
-    blocks::{BLOCK, Blocks, Grid, Layout, UNITS, operand_stride},
+    blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Layout, Planes, UNITS, operand_stride},
     columns::{
         CHANNEL_STRIDE, CHANNELS, Column, WholeDecays, factors, times_from_start, times_to_end, write_operand,
     },
@@ -29,7 +29,7 @@ pub(super) struct StatePlan {
     pub reverse: bool,
     /// Whether `initial` holds anything.
     pub has_initial: bool,
-    pub planes: usize,
+    pub planes: Option<Planes>,
     /// Blocks of 16 value channels of a cube.
     pub value_blocks: usize,
     /// Columns of blocks that go through shared memory at a time.
@@ -87,9 +87,9 @@ pub(super) fn state_kernel<F: Float, G: Float, S: Float, E: Float, NV: Size>(
     let chunks = (end - start).div_ceil(CHUNK);
     let block = StateBlock { first_key, first_value, key_dim, value_dim };
 
-    let mut lhs = Shared::<[E]>::new_slice(comptime!(plan.slab * BLOCK * CHANNEL_STRIDE));
-    let mut rhs = Shared::<[E]>::new_slice(comptime!(plan.slab * BLOCK * operand_stride(plan.value_blocks)));
-    let mut stage = Shared::<[f32]>::new_slice(comptime!(grid.stage_len(plan.strip)));
+    let mut lhs = Shared::<[E]>::new_aligned_slice(comptime!(plan.slab * BLOCK * CHANNEL_STRIDE), ALIGNMENT);
+    let mut rhs = Shared::<[E]>::new_aligned_slice(comptime!(plan.slab * BLOCK * operand_stride(plan.value_blocks)), ALIGNMENT);
+    let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(grid.stage_len(plan.strip)), ALIGNMENT);
     let mut wholes = WholeDecays::new();
 
     let mut state = Blocks::zeros(grid);

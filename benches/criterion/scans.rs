@@ -1,0 +1,22 @@
+//! The scans with a matrix state, and the elementwise one: forward, and forward and backward, in both forms.
+
+mod support;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use gatekit_bench::{
+    op::{Op, Pass},
+    shape::Shape,
+};
+
+const SHAPE: Shape = Shape::new(1, 1024, 4, 64);
+
+fn scans(criterion: &mut Criterion) {
+    for pass in [Pass::Forward, Pass::ForwardBackward] {
+        for op in Op::ALL.iter().copied().filter(|op| op.is_scan() || *op == Op::Elementwise) {
+            support::compare(criterion, op, pass, SHAPE);
+        }
+    }
+}
+
+criterion_group!(benches, scans);
+criterion_main!(benches);

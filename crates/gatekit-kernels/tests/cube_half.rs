@@ -1,0 +1,68 @@
+//! The scans' CubeCL kernels in half precision against the portable form in float64 of the same numbers: on matrix units
+//! where the device has them.
+#![cfg(all(feature = "wgpu", feature = "ndarray"))]
+// Burn marks its `NdArray` backend as deprecated; this library supports it.
+#![allow(missing_docs, deprecated)]
+
+mod support;
+
+use burn::tensor::DType;
+use gatekit_kernels::scan::{DecayKind, WriteKind};
+use support::scan::{Case, DECAYS, Forgetting, Types, gpu};
+
+/// Both kinds of half precision that the device has, beside float32 and throughout, with the error that a result may
+/// have.
+fn types() -> Vec<(Types, f64)> {
+    let halves = [(DType::F16, 1.0), (DType::BF16, 1.0)];
+    let known = halves.into_iter().filter(|(dtype, _)| gpu().supports_dtype(*dtype));
+    known
+        .flat_map(|(main, tolerance)| [main, DType::F32].map(|other| (Types { main, other }, tolerance)))
+        .collect()
+}
+
+fn check(case: &Case) {
+    for write in [WriteKind::Additive, WriteKind::Delta] {
+        if std::env::var("GKW").is_ok_and(|w| w != format!("{write:?}")) { continue; }
+        for (types, tolerance) in types() {
+            Case { write, ..case.clone() }.check(types, tolerance);
+        }
+    }
+}
+
+#[test]
+fn lengths() {
+    for time in [1, 15, 64, 65, 200] {
+        for decay in DECAYS {
+            check(&Case { initial: time != 64, ..Case::new([2, time, 2, 16, 16], decay) });
+        }
+    }
+}
+
+#[test]
+fn head_sizes() {
+    let sizes = [(1, 1), (3, 17), (17, 3), (64, 64), (128, 64), (64, 128), (256, 3), (17, 256)];
+    for (key_dim, value_dim) in sizes {
+        for decay in DECAYS {
+            check(&Case { initial: true, ..Case::new([1, 80, 1, key_dim, value_dim], decay) });
+        }
+    }
+}
+
+#[test]
+fn packed_sequences() {
+    for decay in DECAYS {
+        for initial in [false, true] {
+            let boundaries = Some(vec![0, 1, 64, 65, 193, 200]);
+            check(&Case { boundaries, initial, ..Case::new([1, 200, 2, 24, 40], decay) });
+        }
+    }
+}
+
+#[test]
+fn strong_decays_and_resets() {
+    for forgetting in [Forgetting::Mixed, Forgetting::Resets] {
+        for decay in [DecayKind::PerHead, DecayKind::PerKey] {
+            check(&Case { forgetting, initial: true, ..Case::new([1, 150, 2, 40, 72], decay) });
+        }
+    }
+}
