@@ -132,6 +132,35 @@ fn scan_shapes_that_disagree() {
 }
 
 #[test]
+fn scans_of_nothing() {
+    for [batch, time] in [[0, 3], [2, 0]] {
+        let shape = format!("[{batch}, {time}, 2, 4]");
+        let what = if batch == 0 { "empty batch" } else { "no time step" };
+        scan_refuses(&["`q`", what, &shape], |a, device| {
+            (a.q, a.k) = (zeros([batch, time, 2, 4], device), zeros([batch, time, 2, 4], device));
+            a.v = zeros([batch, time, 2, 5], device);
+            a.decay = Decay::PerKey(zeros([batch, time, 2, 4], device));
+            a.write = Write::Delta(zeros([batch, time, 2], device));
+            a.initial_state = Some(zeros([batch, 2, 4, 5], device));
+        });
+    }
+    on_every_device(|device| {
+        refuses(&["`q`", "empty batch", "[0, 2, 4]"], || {
+            let x = || zeros([0, 2, 4], device);
+            let _ = linear_recurrence_step(
+                x(),
+                x(),
+                x(),
+                StepDecay::None,
+                None,
+                zeros([0, 2, 4, 4], device),
+                None,
+            );
+        });
+    });
+}
+
+#[test]
 fn packed_scans_need_batch_one_and_a_state_a_segment() {
     let boundaries = |time| Some(Boundaries::new(&[0, 1, time], time).unwrap());
     scan_refuses(&["cu_seqlens", "batch", "2"], |a, _| a.boundaries = boundaries(3));

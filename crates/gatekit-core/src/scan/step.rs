@@ -30,7 +30,7 @@ pub enum StepDecay {
 ///
 /// # Panics
 ///
-/// When shapes disagree; the message names the argument and both shapes.
+/// When shapes disagree (the message names the argument and both shapes) or the batch is empty.
 pub fn linear_recurrence_step(
     q: Tensor<3>,
     k: Tensor<3>,
@@ -56,6 +56,7 @@ pub(super) fn step(
 ) -> (Tensor<3>, Tensor<4>) {
     let [batch, heads, key_dim] = q.dims();
     let value_dim = v.dims()[2];
+    assert!(batch > 0, "scan: `q` has an empty batch, shape {:?}", q.dims());
     same("k", k.dims(), "q", q.dims());
     same("v", v.dims(), "[batch, heads, value_dim]", [batch, heads, value_dim]);
     let state_shape = [batch, heads, key_dim, value_dim];

@@ -12,6 +12,7 @@
 
 mod job;
 
+use super::ahead::{after, before};
 use super::backward::{Upstream, ValueGradients};
 use super::forward::state_of;
 use super::parallel::{Blocks, STEPS, Task, for_each};
@@ -83,12 +84,13 @@ impl<F: Float> Task for Forward<'_, F> {
         let mut job = DeltaJob::new(p, &self.blocks, index, arena);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
         let tokens = job.segment.tokens(p.time);
-        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
                 job.load::<S>(token, steps);
                 job.values.load::<S>(p.v, token, &mut job.value[..steps * job.lanes]);
+                let arrays = [Some(p.v.as_ptr()), Some(self.output.start().cast_const())];
+                job.look_ahead(after(&tokens, token, steps), arrays);
                 job.scan_forward::<S, true>(steps);
                 job.values.store::<S>(&job.output[..steps * job.lanes], token, &self.output);
             }
@@ -123,30 +125,33 @@ impl<F: Float> Task for Backward<'_, F> {
         let (lanes, lines) = (job.lanes, p.value_dim.div_ceil(LINE));
         let tokens = job.segment.tokens(p.time);
         job.block.load(state_of(p, p.initial_state, job.segment, job.head), job.state);
-        job.look_ahead(STEPS as isize);
         for token in tokens.clone().step_by(STEPS) {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
                 job.load::<S>(token, steps);
                 job.values.load::<S>(p.v, token, &mut job.value[..steps * lanes]);
+                let arrays = [Some(p.v.as_ptr()), Some(self.written.start().cast_const())];
+                job.look_ahead(after(&tokens, token, steps), arrays);
                 job.scan_forward::<S, false>(steps);
                 job.values.store::<S>(&job.residual[..steps * lanes], token, &self.written);
             }
         }
         job.block.load(state_of(p, grad_state, job.segment, job.head), job.state);
-        job.look_ahead(-(STEPS as isize));
         for token in tokens.clone().step_by(STEPS).rev() {
             let steps = STEPS.min(tokens.end - token);
             unsafe {
                 job.load::<S>(token, steps);
                 job.values.load_or_zero::<S>(grad_output, token, &mut job.value[..steps * lanes]);
+                let results = [&self.v, &self.written].map(|result| Some(result.start().cast_const()));
+                let arrays = [grad_output.map(<[F]>::as_ptr), results[0], results[1]];
+                job.look_ahead(before(&tokens, token), arrays);
                 job.scan_reverse::<S>(steps);
             }
             for step in 0..steps {
                 let token = token + step;
                 let beta = job.beta[step];
                 // Written by this job's forward scan.
-                let written = unsafe { job.values.written::<S>(&self.written, token) };
+                let written = unsafe { job.values.written(&self.written, token) };
                 let error = &mut job.output[step * lanes..(step + 1) * lanes];
                 let product = &mut job.residual[step * lanes..(step + 1) * lanes];
                 product[written.len()..].fill(F::default());

@@ -1,5 +1,6 @@
 //! The forward scan.
 
+use super::ahead::{Ahead, after};
 use super::delta;
 use super::packing::{Columns, StateBlock, load_head_decay, padded_rows};
 use super::parallel::{Blocks, STEPS, Task, for_each};
@@ -122,14 +123,15 @@ impl<F: Float> Task for Additive<'_, F> {
         let p = self.problem;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.key_dim);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride).ahead(STEPS as isize);
-        let values = Columns::of(head, p.heads, p.value_dim, from, lanes).ahead(STEPS as isize);
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);
         let [q, k, decay] = [(); 3].map(|()| arena.take(STEPS * stride));
         let [v, output] = [(); 2].map(|()| arena.take(STEPS * lanes));
 
+        let mut ahead = Ahead::new();
         block.load(state_of(p, p.initial_state, segment, head), state);
         let tokens = segment.tokens(p.time);
         for token in tokens.clone().step_by(STEPS) {
@@ -142,6 +144,14 @@ impl<F: Float> Task for Additive<'_, F> {
             }
             let output = &mut output[..steps * lanes];
             output.fill(F::default());
+            let arrays = [
+                Some((keys, p.q.as_ptr())),
+                Some((keys, p.k.as_ptr())),
+                p.decay.per_key().map(|g| (keys, g.as_ptr())),
+                Some((values, p.v.as_ptr())),
+                Some((values, self.output.start().cast_const())),
+            ];
+            ahead.plan(after(&tokens, token, steps), arrays);
             let chunk = Chunk {
                 steps,
                 rows,
@@ -155,6 +165,7 @@ impl<F: Float> Task for Additive<'_, F> {
                 out_lane: output.as_mut_ptr(),
                 row2: std::ptr::null(),
                 lane2: std::ptr::null_mut(),
+                ahead: &ahead,
             };
             unsafe {
                 match p.decay {

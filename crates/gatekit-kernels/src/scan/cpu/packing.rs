@@ -60,38 +60,12 @@ pub(super) struct Columns {
     pub(super) padded: usize,
     /// From one token to the next.
     pub(super) stride: usize,
-    /// Tokens from a chunk to the one that is visited after it.
-    pub(super) ahead: isize,
 }
 
 impl Columns {
     /// Columns `from..from + padded` of head `head` in an array `[B, T, heads, dim]`, as far as they exist.
     pub(super) fn of(head: usize, heads: usize, dim: usize, from: usize, padded: usize) -> Self {
-        Self {
-            start: head * dim + from,
-            width: padded.min(dim - from),
-            padded,
-            stride: heads * dim,
-            ahead: 0,
-        }
-    }
-
-    /// For a loop over chunks of `steps` tokens, forward or in reverse (negative), the next of which is fetched while
-    /// the current one is worked on: heads are a stride apart, which no processor foresees.
-    #[inline(always)]
-    pub(super) fn ahead(self, steps: isize) -> Self {
-        Self { ahead: steps, ..self }
-    }
-
-    /// Fetches the row that stands where this one does in the next chunk. It need not exist.
-    #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, row: *const S::Float) {
-        if self.ahead != 0 {
-            let next = row.wrapping_offset(self.ahead * self.stride as isize);
-            for lane in (0..self.width).step_by(LINE) {
-                unsafe { S::prefetch(next.wrapping_add(lane)) };
-            }
-        }
+        Self { start: head * dim + from, width: padded.min(dim - from), padded, stride: heads * dim }
     }
 
     /// Offset of a token's first column.
@@ -159,7 +133,6 @@ impl Columns {
             let at = self.at(token + i);
             let from = &from[at..at + self.width];
             let to = row.as_mut_ptr();
-            unsafe { self.prefetch::<S>(from.as_ptr()) };
             // SAFETY: `padded`, a multiple of sixteen, bounds the writes; vectors have at most sixteen lanes.
             unsafe {
                 for lane in (0..whole).step_by(S::LANES) {
@@ -183,16 +156,8 @@ impl Columns {
     /// # Safety
     /// See [`Filling::written`].
     #[inline(always)]
-    pub(super) unsafe fn written<'f, S: Simd>(
-        &self,
-        of: &'f Filling<S::Float>,
-        token: usize,
-    ) -> &'f mut [S::Float] {
-        unsafe {
-            let row = of.written(self.at(token), self.width);
-            self.prefetch::<S>(row.as_ptr());
-            row
-        }
+    pub(super) unsafe fn written<'f, F>(&self, of: &'f Filling<F>, token: usize) -> &'f mut [F] {
+        unsafe { of.written(self.at(token), self.width) }
     }
 
     /// Writes padded rows to tokens `token..`.
@@ -205,7 +170,6 @@ impl Columns {
         for (i, row) in rows.chunks_exact(self.padded).enumerate() {
             unsafe {
                 let to = to.start().add(self.at(token + i));
-                self.prefetch::<S>(to);
                 for lane in (0..whole).step_by(S::LANES) {
                     S::store(to.add(lane), S::load(row.as_ptr().add(lane)));
                 }

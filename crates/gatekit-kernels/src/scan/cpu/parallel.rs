@@ -12,7 +12,7 @@ use crate::{
 pub(super) const STEPS: usize = 32;
 
 /// Multiply-adds below which waking other threads costs more than they save.
-const SERIAL_WORK: usize = 1 << 19;
+const SERIAL_WORK: usize = 1 << 21;
 
 /// Most padded lanes of a job, which bounds its scratch memory.
 const WIDEST: usize = 256;

@@ -14,6 +14,11 @@ pub enum Decay<'a, F = f32> {
 }
 
 impl<F> Decay<'_, F> {
+    /// The decays per key channel, if that is what they are.
+    pub(super) fn per_key(&self) -> Option<&[F]> {
+        if let Self::PerKey(g) = self { Some(g) } else { None }
+    }
+
     /// Whether there is no decay.
     pub(super) fn is_none(&self) -> bool {
         matches!(self, Self::None)

@@ -370,12 +370,46 @@ fn results_do_not_depend_on_the_number_of_threads() {
                     )
                 };
                 let one = with_threads(1, run);
-                for threads in [2, 7, 32] {
+                for threads in [1, 2, 4, 7, 32] {
                     assert!(
                         one == with_threads(threads, run),
                         "{level:?}, {kind:?}, delta {delta}, {threads} threads"
                     );
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_do_not_depend_on_the_number_of_threads() {
+    // Enough work for several threads.
+    let [batch, heads, key_dim, value_dim] = [12, 4, 130, 131];
+    for (kind, delta) in [(DecayKind::PerKey, false), (DecayKind::PerHead, true), (DecayKind::PerKey, true)] {
+        let dims = [batch, 1, heads, key_dim, value_dim];
+        let arrays = Arrays::new(dims, Segment::rows(batch, 1), kind, Strength::Slow, delta, true);
+        let p = arrays.problem();
+        let problem = StepProblem {
+            batch,
+            heads,
+            key_dim,
+            value_dim,
+            scale: p.scale,
+            q: p.q,
+            k: p.k,
+            v: p.v,
+            decay: p.decay,
+            beta: p.beta,
+        };
+        for level in Level::available() {
+            let run = || {
+                let mut state = arrays.initial_state.clone().unwrap();
+                let output = unsafe { step_at(level, &problem, &mut state) };
+                (output, state)
+            };
+            let one = with_threads(1, run);
+            for threads in [2, 4, 7] {
+                assert!(one == with_threads(threads, run), "{level:?}, {kind:?}, {threads} threads");
             }
         }
     }

@@ -11,6 +11,7 @@
 //! which costs three multiply-adds an element and step, and no memory traffic for the state: a block of it stays in
 //! registers for the whole chunk. Products of decays are never divided, so nothing can overflow.
 
+use super::ahead::Ahead;
 use crate::simd::Simd;
 
 /// How a pass runs; all of it is fixed at compile time.
@@ -38,7 +39,7 @@ pub(super) enum DecayAxis {
 }
 
 /// Operands of a chunk, all contiguous and padded.
-pub(super) struct Chunk<F> {
+pub(super) struct Chunk<'a, F> {
     pub(super) steps: usize,
     pub(super) rows: usize,
     /// From one step to the next in `[steps, rows]`.
@@ -60,6 +61,8 @@ pub(super) struct Chunk<F> {
     pub(super) row2: *const F,
     /// `[steps, lanes]`: `out2` (added to) forward, `in_lane2` in reverse.
     pub(super) lane2: *mut F,
+    /// What to fetch meanwhile.
+    pub(super) ahead: &'a Ahead<F>,
 }
 
 /// Runs a pass over the whole state.
@@ -71,6 +74,7 @@ pub(super) struct Chunk<F> {
 pub(super) unsafe fn scan<S: Simd, P: Pass>(chunk: &Chunk<S::Float>) {
     let vectors = chunk.lanes / S::LANES;
     let widest = widest::<S, P>();
+    chunk.ahead.spread(tiles::<S, P>(vectors, chunk.rows) * chunk.steps);
     let mut vector = 0;
     while vector < vectors {
         let lane = vector * S::LANES;
@@ -86,6 +90,15 @@ pub(super) unsafe fn scan<S: Simd, P: Pass>(chunk: &Chunk<S::Float>) {
         }
         vector += width;
     }
+}
+
+/// Tiles of a state.
+#[inline(always)]
+fn tiles<S: Simd, P: Pass>(vectors: usize, rows: usize) -> usize {
+    let widest = widest::<S, P>();
+    let of = |width: usize| if width > 2 || width == S::TILE_VECTORS { rows / 4 } else { rows / 8 };
+    let rest = vectors % widest;
+    vectors / widest * of(widest) + if rest > 0 { of(rest) } else { 0 }
 }
 
 /// Most vectors of a tile: the second term of the delta rule needs registers too.
@@ -120,6 +133,7 @@ unsafe fn tile<S: Simd, P: Pass, const R: usize, const N: usize>(
         }
         for step in 0..chunk.steps {
             let t = if P::REVERSE { chunk.steps - 1 - step } else { step };
+            chunk.ahead.fetch::<S>();
             let (at_row, at_lane) = (t * chunk.row_stride + row, t * lanes + lane);
             let input = load::<S, N>(chunk.in_lane.add(at_lane));
             let mut output = load::<S, N>(chunk.out_lane.add(at_lane));

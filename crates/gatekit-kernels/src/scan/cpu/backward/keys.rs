@@ -1,5 +1,8 @@
 //! The gradients over K: of q, k and the decays, for both kinds of write.
 
+use std::ops::Range;
+
+use super::super::ahead::{Ahead, after, before};
 use super::super::forward::{job, load_decay, state_of};
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS, Task, for_each};
@@ -141,6 +144,7 @@ impl<F: Float, const DELTA: bool> Task for OverKeys<'_, F, DELTA> {
             second: arena.take(STEPS * lanes),
             running: arena.take(lanes),
             marks: Vec::new(),
+            ahead: Ahead::new(),
         };
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
         let tokens = segment.tokens(p.time);
@@ -156,17 +160,17 @@ impl<F: Float, const DELTA: bool> Task for OverKeys<'_, F, DELTA> {
         }
 
         block.load_transposed(state_of(p, p.initial_state, segment, head), job.state);
-        job.look_ahead(STEPS as isize);
         for (token, steps) in chunks.clone().chain([(last, 1)]) {
             if is_mark(token) {
                 job.marks.extend_from_slice(job.state);
             }
+            job.look_ahead(after(&tokens, token, steps));
             unsafe { job.forward::<S>(token, steps) };
         }
         block.load_transposed(state_of(p, self.upstream.grad_state, segment, head), job.state);
         job.running.fill(F::default());
-        job.look_ahead(-(STEPS as isize));
         for (token, steps) in [(last, 1)].into_iter().chain(chunks.rev()) {
+            job.look_ahead(before(&tokens, token));
             unsafe { job.reverse::<S>(token, steps) };
             if is_mark(token) {
                 unsafe { job.start_at_mark(token) };
@@ -204,12 +208,27 @@ struct KeyJob<'j, F, const DELTA: bool> {
     running: &'j mut [F],
     /// States S at the marks.
     marks: Vec<F>,
+    ahead: Ahead<F>,
 }
 
 impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
-    /// See [`Columns::ahead`].
-    fn look_ahead(&mut self, steps: isize) {
-        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    /// What the chunk of these tokens will read and write.
+    #[inline(always)]
+    fn look_ahead(&mut self, tokens: Range<usize>) {
+        let Upstream { problem: p, grad_output, .. } = self.over.upstream;
+        let (terms, keys, values) = (self.over.terms, self.keys, self.values);
+        let arrays = [
+            Some((values, terms.written.as_ptr())),
+            grad_output.map(|grad| (values, grad.as_ptr())),
+            terms.erased.map(|erased| (values, erased.as_ptr())),
+            Some((keys, p.q.as_ptr())),
+            Some((keys, p.k.as_ptr())),
+            p.decay.per_key().map(|g| (keys, g.as_ptr())),
+            Some((keys, self.over.q.start().cast_const())),
+            Some((keys, self.over.k.start().cast_const())),
+            p.decay.per_key().map(|_| (keys, self.over.decay.start().cast_const())),
+        ];
+        self.ahead.plan(tokens, arrays);
     }
 
     #[inline(always)]
@@ -250,6 +269,7 @@ impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
             out_lane: self.output.as_mut_ptr(),
             row2: self.erased.as_ptr(),
             lane2: self.second.as_mut_ptr(),
+            ahead: &self.ahead,
         };
         unsafe {
             if p.decay.is_none() {
@@ -358,6 +378,7 @@ impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
             out_lane: self.output.as_mut_ptr(),
             row2: self.erased.as_ptr(),
             lane2: self.k.as_mut_ptr(),
+            ahead: &self.ahead,
         };
         unsafe {
             if p.decay.is_none() {
@@ -381,7 +402,7 @@ impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
         if DELTA {
             for (step, dk) in self.output.chunks_exact(lanes).take(steps).enumerate() {
                 // Written by this job's forward scan.
-                let erased = unsafe { self.keys.written::<S>(&over.k, token + step) };
+                let erased = unsafe { self.keys.written(&over.k, token + step) };
                 for (x, dk) in erased.iter_mut().zip(dk) {
                     *x += *dk;
                 }
@@ -406,7 +427,7 @@ impl<F: Float, const DELTA: bool> KeyJob<'_, F, DELTA> {
             Decay::PerKey(g) => {
                 for (step, k) in self.k.chunks_exact(lanes).take(steps).enumerate().rev() {
                     // Written by this job's forward scan.
-                    let sums = unsafe { self.keys.written::<S>(&over.decay, token + step) };
+                    let sums = unsafe { self.keys.written(&over.decay, token + step) };
                     let g = &g[self.keys.at(token + step)..][..sums.len()];
                     for (((sum, running), k), g) in sums.iter_mut().zip(&mut *self.running).zip(k).zip(g) {
                         *running += *sum - *k;

@@ -1,5 +1,6 @@
 //! The additive scan's gradients over V.
 
+use super::super::ahead::{Ahead, before};
 use super::super::forward::{job, load_decay, state_of};
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS, Task, for_each};
@@ -60,14 +61,15 @@ impl<F: Float> Task for OverValues<'_, F> {
         let Upstream { problem: p, grad_output, grad_state } = self.upstream;
         let (segment, head, from, lanes) = job(p, &self.blocks, index);
         let (rows, stride) = padded_rows(p.key_dim);
-        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride).ahead(-(STEPS as isize));
-        let values = Columns::of(head, p.heads, p.value_dim, from, lanes).ahead(-(STEPS as isize));
+        let keys = Columns::of(head, p.heads, p.key_dim, 0, stride);
+        let values = Columns::of(head, p.heads, p.value_dim, from, lanes);
         let block = StateBlock { key_dim: p.key_dim, value_dim: p.value_dim, from, lanes };
 
         let state = arena.take(rows * lanes);
         let [q, k, decay] = [(); 3].map(|()| arena.take(STEPS * stride));
         let [grad, v] = [(); 2].map(|()| arena.take(STEPS * lanes));
 
+        let mut ahead = Ahead::new();
         block.load(state_of(p, grad_state, segment, head), state);
         let tokens = segment.tokens(p.time);
         for token in tokens.clone().step_by(STEPS).rev() {
@@ -80,6 +82,14 @@ impl<F: Float> Task for OverValues<'_, F> {
             }
             let v = &mut v[..steps * lanes];
             v.fill(F::default());
+            let arrays = [
+                Some((keys, p.q.as_ptr())),
+                Some((keys, p.k.as_ptr())),
+                p.decay.per_key().map(|g| (keys, g.as_ptr())),
+                grad_output.map(|grad| (values, grad.as_ptr())),
+                Some((values, self.v.start().cast_const())),
+            ];
+            ahead.plan(before(&tokens, token), arrays);
             let chunk = Chunk {
                 steps,
                 rows,
@@ -93,6 +103,7 @@ impl<F: Float> Task for OverValues<'_, F> {
                 out_lane: v.as_mut_ptr(),
                 row2: std::ptr::null(),
                 lane2: std::ptr::null_mut(),
+                ahead: &ahead,
             };
             unsafe {
                 if p.decay.is_none() {

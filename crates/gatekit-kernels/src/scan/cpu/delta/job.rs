@@ -1,5 +1,8 @@
 //! The delta rule's scans over a chunk.
 
+use std::ops::Range;
+
+use super::super::ahead::Ahead;
 use super::super::forward::{job, load_decay};
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS};
@@ -43,6 +46,7 @@ pub(super) struct DeltaJob<'j, F> {
     /// `[STEPS]`: beta, and scale q^T k.
     pub(super) beta: &'j mut [F],
     pub(super) own: &'j mut [F],
+    ahead: Ahead<F>,
 }
 
 impl<'j, F: Float> DeltaJob<'j, F> {
@@ -86,12 +90,22 @@ impl<'j, F: Float> DeltaJob<'j, F> {
             residual: arena.take(STEPS * lanes),
             beta: arena.take(STEPS),
             own: arena.take(STEPS),
+            ahead: Ahead::new(),
         }
     }
 
-    /// See [`Columns::ahead`].
-    pub(super) fn look_ahead(&mut self, steps: isize) {
-        (self.keys, self.values) = (self.keys.ahead(steps), self.values.ahead(steps));
+    /// What the chunk of these tokens will read and write: all keys, and these arrays over V.
+    #[inline(always)]
+    pub(super) fn look_ahead<const N: usize>(
+        &mut self,
+        tokens: Range<usize>,
+        over_values: [Option<*const F>; N],
+    ) {
+        let p = self.problem;
+        let over_keys = [Some(p.q.as_ptr()), Some(p.k.as_ptr()), p.decay.per_key().map(<[F]>::as_ptr)];
+        let keys = over_keys.map(|start| start.map(|start| (self.keys, start)));
+        let values = over_values.map(|start| start.map(|start| (self.values, start)));
+        self.ahead.plan(tokens, keys.into_iter().chain(values));
     }
 
     /// The operands of a chunk that do not depend on the direction.
@@ -123,6 +137,7 @@ impl<'j, F: Float> DeltaJob<'j, F> {
     #[inline(always)]
     pub(super) unsafe fn scan_forward<S: Simd<Float = F>, const OUTPUT: bool>(&mut self, steps: usize) {
         let vectors = self.lanes / S::LANES;
+        self.ahead.spread(vectors.div_ceil(S::TILE_VECTORS) * steps);
         let mut vector = 0;
         while vector < vectors {
             let width = (vectors - vector).min(S::TILE_VECTORS);
@@ -160,6 +175,7 @@ impl<'j, F: Float> DeltaJob<'j, F> {
             let state = state.add(lane);
             let mut held = product::<S, N>(state, lanes, reading, rows);
             for step in 0..steps {
+                self.ahead.fetch::<S>();
                 let at = step * lanes + lane;
                 let beta = S::splat(self.beta[step]);
                 let mut written = load::<S, N>(self.value.as_ptr().add(at));
@@ -207,6 +223,7 @@ impl<'j, F: Float> DeltaJob<'j, F> {
     #[inline(always)]
     pub(super) unsafe fn scan_reverse<S: Simd<Float = F>>(&mut self, steps: usize) {
         let vectors = self.lanes / S::LANES;
+        self.ahead.spread(vectors.div_ceil(S::TILE_VECTORS) * steps);
         let mut vector = 0;
         while vector < vectors {
             let width = (vectors - vector).min(S::TILE_VECTORS);
@@ -245,6 +262,7 @@ impl<'j, F: Float> DeltaJob<'j, F> {
             let state = state.add(lane);
             let mut reached = product::<S, N>(state, lanes, k.add((steps - 1) * stride), rows);
             for step in (0..steps).rev() {
+                self.ahead.fetch::<S>();
                 let at = step * lanes + lane;
                 let (beta, own) = (S::splat(self.beta[step]), S::splat(self.own[step]));
                 let grad = load::<S, N>(self.value.as_ptr().add(at));

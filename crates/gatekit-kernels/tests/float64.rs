@@ -1,13 +1,16 @@
-//! The portable scans in float64 against the recurrence written out in plain Rust: values directly,
-//! gradients by central differences.
-#![cfg(feature = "ndarray")]
+//! The portable and the fused scans in float64 against the recurrence written out in plain Rust: values
+//! directly, gradients by central differences.
+#![cfg(all(feature = "ndarray", feature = "flex"))]
 // Burn marks its `NdArray` backend as deprecated; this library supports it.
 #![allow(missing_docs, deprecated)]
 
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use gatekit_kernels::scan::{DecayKind, ElementwiseSpec, ScanSpec, WriteKind, elementwise_scan, matrix_scan};
+use gatekit_kernels::scan::{
+    DecayKind, ElementwiseSpec, ScanSpec, StepSpec, WriteKind, elementwise_scan, matrix_scan,
+    matrix_scan_step,
+};
 
 /// Reproducible numbers in `[-1, 1)`.
 struct Numbers(u64);
@@ -133,10 +136,18 @@ impl Case {
     }
 
     fn check(&self) {
-        let device = Device::ndarray().autodiff();
+        let mut case = self.clone();
+        case.check_on(&Device::ndarray().autodiff());
+        case.spec.fused = true;
+        for device in [Device::ndarray(), Device::flex()] {
+            case.check_on(&device.autodiff());
+        }
+    }
+
+    fn check_on(&self, device: &Device) {
         let &Self { batch, time, heads, key_dim, value_dim, .. } = self;
         let tensor = |index: usize, dims: [usize; 4]| {
-            Tensor::<4>::from_data(TensorData::new(self.inputs[index].clone(), dims), (&device, DType::F64))
+            Tensor::<4>::from_data(TensorData::new(self.inputs[index].clone(), dims), (device, DType::F64))
                 .require_grad()
         };
         let q = tensor(0, [batch, time, heads, key_dim]);
@@ -166,7 +177,7 @@ impl Case {
         let mut numbers = Numbers(3);
         let weights = (numbers.many(naive.0.len(), |x| x), numbers.many(naive.1.len(), |x| x));
         let weigh = |x: Tensor<4>, w: &Vec<f64>| {
-            let w = Tensor::<4>::from_data(TensorData::new(w.clone(), x.dims()), (&device, DType::F64));
+            let w = Tensor::<4>::from_data(TensorData::new(w.clone(), x.dims()), (device, DType::F64));
             (x * w).sum()
         };
         let grads = (weigh(output, &weights.0) + weigh(state, &weights.1)).backward();
@@ -217,6 +228,38 @@ fn chunked_equals_the_definition() {
             Case::new([1, 7, 1, 2, 3], decay, write, None, (3, 16), false).check();
             Case::new([1, 13, 2, 2, 2], decay, write, Some(&[0, 1, 6, 13]), (4, 2), true).check();
             Case::new([1, 9, 1, 2, 2], decay, write, Some(&[0, 4, 9]), (8, 4), false).check();
+        }
+    }
+}
+
+/// A step is a scan of one token from the state.
+#[test]
+fn steps_equal_the_definition() {
+    for device in [Device::ndarray(), Device::flex()] {
+        for (decay, write) in DECAYS.into_iter().flat_map(|decay| WRITES.map(|write| (decay, write))) {
+            for fused in [true, false] {
+                let [batch, heads, key_dim, value_dim] = [2, 3, 5, 9];
+                let case = Case::new([batch, 1, heads, key_dim, value_dim], decay, write, None, (8, 4), true);
+                let values_of = |index: usize| case.inputs[index].clone();
+                let row = |index: usize, dim: usize| {
+                    let data = TensorData::new(values_of(index), [batch, heads, dim]);
+                    Tensor::<3>::from_data(data, (&device, DType::F64))
+                };
+                let decay_dim = if decay == DecayKind::PerHead { 1 } else { key_dim };
+                let state = TensorData::new(values_of(5), [batch, heads, key_dim, value_dim]);
+                let (output, state) = matrix_scan_step(
+                    row(0, key_dim),
+                    row(1, key_dim),
+                    row(2, value_dim),
+                    (decay != DecayKind::None).then(|| row(3, decay_dim)),
+                    (write == WriteKind::Delta).then(|| row(4, 1).squeeze_dim(2)),
+                    Tensor::from_data(state, (&device, DType::F64)),
+                    StepSpec { scale: case.spec.scale, decay, write, fused },
+                );
+                let naive = case.naive();
+                close("output", &values(&output), &naive.0, 1e-12);
+                close("state", &values(&state), &naive.1, 1e-12);
+            }
         }
     }
 }
