@@ -31,18 +31,23 @@ impl<L: Loop> Kernel for ByFloat<L> {
     }
 }
 
-/// Runs a loop with the widest vectors this processor has.
-fn run(work: impl Loop) {
-    // SAFETY: the level was found on this processor; a loop asks for nothing more.
-    unsafe { Level::best().run(ByFloat(work)) }
-}
-
 /// Runs independent loops over `elements` elements in all, on all threads if that pays.
 pub(crate) fn run_all<L: Loop + Send>(elements: usize, loops: Vec<L>) {
-    if elements < SERIAL || loops.len() == 1 {
-        loops.into_iter().for_each(run);
+    // SAFETY: a loop asks for nothing more than a kernel's caller has to see to.
+    unsafe { run_kernels(elements, loops.into_iter().map(ByFloat).collect()) }
+}
+
+/// [`run_all`] of kernels, with the widest vectors this processor has.
+///
+/// # Safety
+/// What the kernels ask for, beyond the instructions of their vectors, must hold.
+pub(crate) unsafe fn run_kernels<K: Kernel + Send>(elements: usize, kernels: Vec<K>) {
+    // SAFETY: the level was found on this processor; the rest is the caller's promise.
+    let run = |kernel| unsafe { Level::best().run(kernel) };
+    if elements < SERIAL || kernels.len() == 1 {
+        kernels.into_iter().for_each(run);
     } else {
-        loops.into_par_iter().for_each(run);
+        kernels.into_par_iter().for_each(run);
     }
 }
 
@@ -180,7 +185,7 @@ mod tests {
             let a: Vec<f32> = (0..len).map(|i| (i % 7) as f32 - 3.0).collect();
             let b: Vec<f32> = (0..len).map(|i| (i % 5) as f32 + 1.0).collect();
             let mut got = f32::NAN;
-            run(Dot(&a, &b, &mut got));
+            run_all(len, vec![Dot(&a, &b, &mut got)]);
             assert_eq!(got, a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>());
         }
     }

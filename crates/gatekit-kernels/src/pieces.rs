@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::{float::Float, simd::Target};
 
 /// Jobs that are wanted: some for each of many threads, so that they end together.
-const JOBS: usize = 32;
+const JOBS: usize = 16;
 
 /// Independent blocks of channels, over all sequences, below which sequences are cut in time as well.
 const FEW: usize = 4;

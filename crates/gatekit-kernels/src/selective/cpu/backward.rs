@@ -5,11 +5,11 @@ use std::{mem::MaybeUninit, ops::Range};
 
 use super::{carry, problem::Problem};
 use crate::{
-    float::{Float, dot},
-    loops::{JOB, Loop, run_all},
+    float::Float,
+    loops::{JOB, Loop, run_all, run_kernels},
     memory::{Filling, filled},
     pieces::{Piece, States},
-    simd::Arithmetic,
+    simd::{self, Arithmetic, Kernel, Simd},
 };
 
 /// Numbers of the states of a chunk of a block: what a chunk keeps of them stays in the second-level cache.
@@ -66,7 +66,8 @@ pub(crate) fn backward<F: Float>(
             ends,
             results,
         });
-        run_all(problem.work(), jobs.collect());
+        // SAFETY: the kernels ask for nothing more.
+        unsafe { run_kernels(problem.work(), jobs.collect()) };
     };
     // SAFETY: the jobs cover all rows and channels, every block has its rows of the parts of `b` and `c`, every group
     // its part of `a`, and every sequence a first piece.
@@ -90,9 +91,11 @@ struct Backward<'a, F> {
     results: &'a [Filling<'a, F>; 6],
 }
 
-impl<F: Float> Loop for Backward<'_, F> {
+impl<F: Float> Kernel for Backward<'_, F> {
+    type Float = F;
+
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
+    unsafe fn run<S: Simd<Float = F>>(self) {
         let Self { problem, pieces, ref channels, starts, ends, .. } = self;
         let (width, len) = (channels.len(), channels.len() * problem.size);
         let steps = (CHUNK / len).clamp(32, 64);
@@ -118,7 +121,7 @@ impl<F: Float> Loop for Backward<'_, F> {
                 saved[index * len..][..len].copy_from_slice(&ds);
                 if index + 1 < chunks {
                     for row in chunk(index) {
-                        problem.advance::<A>(row, channels, &a, &mut ds);
+                        problem.advance::<S::Arithmetic>(row, channels, &a, &mut ds);
                     }
                 }
             }
@@ -129,7 +132,7 @@ impl<F: Float> Loop for Backward<'_, F> {
                 states[..len].copy_from_slice(&saved[index * len..][..len]);
                 for (step, row) in rows.clone().enumerate() {
                     let (before, after) = states[step * len..][..2 * len].split_at_mut(len);
-                    self.fill_in::<A>(row, &a, before, after, &mut decays[step * len..][..len]);
+                    self.fill_in::<S::Arithmetic>(row, &a, before, after, &mut decays[step * len..][..len]);
                 }
                 for (step, row) in rows.enumerate().rev() {
                     let x = problem.channels_of(problem.x, row, channels);
@@ -142,14 +145,14 @@ impl<F: Float> Loop for Backward<'_, F> {
                         let before = &states[step * len..][own.clone()];
                         let after = &states[(step + 1) * len..][own.clone()];
                         let decay = &mut decays[step * len..][own.clone()];
-                        reverse::<F, A>(
+                        reverse::<F, S::Arithmetic>(
                             [before, &a[own.clone()], dy, delta],
                             [problem.b[row * problem.size + n], problem.c[row * problem.size + n]],
                             decay,
                             [&mut ds[own.clone()], &mut dx, &mut ddelta, &mut da[own]],
                         );
-                        db[n] = dot::<F, A>(decay, x);
-                        dc[n] = dot::<F, A>(after, dy);
+                        db[n] = unsafe { dot::<S>(decay, x) };
+                        dc[n] = unsafe { dot::<S>(after, dy) };
                     }
                     let at = row * problem.channels + channels.start;
                     let part = self.block * problem.b.len() + row * problem.size;
@@ -224,6 +227,18 @@ fn reverse<F: Float, A: Arithmetic>(
         *ddelta = exponent.multiply_add::<A>(*a, *ddelta);
         *da = exponent.multiply_add::<A>(*delta, *da);
     }
+}
+
+/// Dot product of two slices of one length, in an order that depends on nothing but the length.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+unsafe fn dot<S: Simd>(a: &[S::Float], b: &[S::Float]) -> S::Float {
+    let whole = a.len() - a.len() % 16;
+    let rest = a[whole..].iter().zip(&b[whole..]);
+    let sum = unsafe { simd::dot::<S>(&a[..whole], &b[..whole]) };
+    rest.fold(sum, |sum, (a, b)| a.multiply_add::<S::Arithmetic>(*b, sum))
 }
 
 /// The sum of the parts of length `len` in their order.
