@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Sizes of the square matrix products among which the peak is looked for.
-const MATMUL_SIZES: [usize; 4] = [512, 1024, 2048, 4096];
+const MATMUL_SIZES: [usize; 5] = [512, 1024, 2048, 4096, 8192];
 /// Above this a product takes seconds on a processor.
 const LARGEST_ON_CPU: usize = 2048;
 

@@ -22,8 +22,8 @@ pub struct Work {
     execute: Box<dyn FnMut()>,
     /// Bytes of the inputs.
     pub input_bytes: usize,
-    /// Bytes of what an execution hands back: outputs, and with a backward pass their gradients and
-    /// those of the inputs.
+    /// Bytes that an execution cannot do without when it holds most: the output; with a backward pass the
+    /// gradient of the output, which by then has taken the output's place, and those of the inputs.
     pub result_bytes: usize,
 }
 
@@ -152,7 +152,7 @@ impl Inputs {
     ) -> Work {
         let (execute, result_bytes): (Box<dyn FnMut()>, _) = match self.differentiate {
             true => {
-                (Box::new(move || drop(black_box(forward().sum().backward()))), 2 * output_bytes + self.bytes)
+                (Box::new(move || drop(black_box(forward().sum().backward()))), output_bytes + self.bytes)
             }
             false => (Box::new(move || drop(black_box(forward()))), output_bytes),
         };
