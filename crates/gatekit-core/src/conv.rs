@@ -142,21 +142,20 @@ impl ShortConvolution {
         let dtype = x.dtype();
         let weight = self.weight.val();
         let [channels, _, taps] = weight.dims();
-        let x = widen(x);
-        let state = state.map(|state| state.cast(x.dtype()));
+        // An activation of its own is computed before the result is rounded.
+        let apart = self.activation.filter(|activation| *activation != GateActivation::Swish);
         let y = short_convolution(
-            x,
-            widen(weight).reshape([channels, taps]),
-            self.bias.as_ref().map(|bias| widen(bias.val())),
+            if apart.is_some() { widen(x) } else { x },
+            weight.reshape([channels, taps]),
+            self.bias.as_ref().map(|bias| bias.val()),
             state,
             boundaries.map(Boundaries::shared),
             self.activation == Some(GateActivation::Swish),
         );
-        match self.activation {
-            None | Some(GateActivation::Swish) => y,
-            Some(activation) => activation.apply(y),
+        match apart {
+            Some(activation) => activation.apply(y).cast(dtype),
+            None => y,
         }
-        .cast(dtype)
     }
 
     /// The last W-1 inputs of every row, after `state` (zeros if `None`) and `x`.

@@ -11,8 +11,7 @@ use crate::gate::sigmoid;
 
 /// `log(sigmoid(z)) = min(z, 0) - log1p(exp(-|z|))`, element by element; half precision in float32.
 pub fn log_sigmoid_stable<const D: usize>(logits: Tensor<D>) -> Tensor<D> {
-    let dtype = logits.dtype();
-    log_sigmoid_scaled(widen(logits), 1.0, None).cast(dtype)
+    log_sigmoid_scaled(logits, 1.0, None)
 }
 
 /// `softplus(z) = log(1 + exp(z)) = max(z, 0) + log1p(exp(-|z|))`, element by element; half

@@ -258,10 +258,7 @@ fn harden<const D: usize>(logits: Tensor<D>, soft: Tensor<D>) -> Tensor<D> {
 pub fn output_gate<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation: GateActivation) -> Tensor<D> {
     assert_broadcasts("output_gate", ("logits", logits.dims()), ("x", x.dims()));
     match activation.fused() {
-        Some(activation) if logits.dims() == x.dims() => {
-            let dtype = x.dtype();
-            gated_product(widen(x), widen(logits), activation).cast(dtype)
-        }
+        Some(activation) if logits.dims() == x.dims() => gated_product(x, logits, activation),
         _ => x * activation.apply(logits),
     }
 }

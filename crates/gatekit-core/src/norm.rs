@@ -50,8 +50,7 @@ impl RmsNorm {
     ///
     /// When the last axis of `x` does not have `dim` channels.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        scaled(x, self.weight.val(), self.eps, None).cast(dtype)
+        scaled(x, self.weight.val(), self.eps, None)
     }
 }
 
@@ -112,11 +111,12 @@ impl GatedRmsNorm {
             (Some(logits), Some(activation)) if logits.dims() == x.dims() => {
                 scaled(x, weight, self.eps, Some((logits, activation)))
             }
+            // An activation of its own is computed before the result is rounded.
             (Some(logits), _) => {
-                output_gate(scaled(x, weight, self.eps, None), widen(logits), self.activation)
+                let normalised = scaled(widen(x), weight, self.eps, None);
+                output_gate(normalised, widen(logits), self.activation).cast(dtype)
             }
         }
-        .cast(dtype)
     }
 }
 
@@ -131,7 +131,7 @@ pub fn l2_normalize<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (x * inverse).cast(dtype)
 }
 
-/// The norm in at least float32, with a gate of the shape of `x` if given.
+/// The norm, summed in at least float32, with a gate of the shape of `x` if given.
 fn scaled<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
@@ -140,8 +140,7 @@ fn scaled<const D: usize>(
 ) -> Tensor<D> {
     let [dim] = weight.dims();
     assert_last_axis("RMS norm", x.dims(), dim);
-    let gate = gate.map(|(logits, activation)| (widen(logits), activation));
-    rms_norm(widen(x), widen(weight), eps, gate)
+    rms_norm(x, weight, eps, gate)
 }
 
 fn check(dim: usize, eps: f64) -> Result<(), ConfigError> {

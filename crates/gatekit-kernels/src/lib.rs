@@ -2,7 +2,11 @@
 //! implementations, chosen by the device of the tensors.
 //!
 //! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
-//! * **CPU** (`NdArray`, `Flex`, float32): fused loops over slices.
+//! * **CPU** (`NdArray`, `Flex`): fused loops over slices.
+//!
+//! The main input may be in half precision, float32 or float64. Sums are made in float32, for float64
+//! in float64; no other tensor may be in a wider type than that. A result has the type of the main
+//! input, a scan's state that of the sums, a gradient that of its tensor.
 //!
 //! Every operation has an analytic backward pass, registered for `Autodiff`, that recomputes what
 //! it needs from the arguments instead of storing it: a scan from one state a chunk.
@@ -11,6 +15,8 @@
 #![allow(deprecated)]
 
 pub mod conv;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod float;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
@@ -19,22 +25,19 @@ mod loops;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod memory;
 pub mod norm;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod pieces;
+mod precision;
+mod prefix;
 mod primitive;
 pub mod scan;
+pub mod selective;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod simd;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 /// A single zero that stands for an absent tensor: it is never read and has no gradient.
 fn absent<const D: usize>(like: &Tensor<D>) -> Tensor<1> {
     Tensor::zeros([1], (&like.device(), like.dtype()))
-}
-
-/// Half precision is the caller's to widen: what is summed is summed in float32 or float64.
-fn check_dtype(operation: &str, dtype: DType) {
-    assert!(
-        matches!(dtype, DType::F32 | DType::F64),
-        "{operation} computes in float32 or float64, the inputs are {dtype:?}: cast them first"
-    );
 }

@@ -7,10 +7,10 @@ use std::{marker::PhantomData, mem::MaybeUninit};
 /// # Safety
 ///
 /// `fill` must write every element.
-pub(crate) unsafe fn filled<const N: usize>(
+pub(crate) unsafe fn filled<F, const N: usize>(
     lens: [usize; N],
-    fill: impl FnOnce([&mut [MaybeUninit<f32>]; N]),
-) -> [Vec<f32>; N] {
+    fill: impl FnOnce([&mut [MaybeUninit<F>]; N]),
+) -> [Vec<F>; N] {
     let mut vectors = lens.map(Vec::with_capacity);
     let mut places = lens.iter();
     fill(vectors.each_mut().map(|vector| {
@@ -25,30 +25,30 @@ pub(crate) unsafe fn filled<const N: usize>(
 }
 
 /// A result array that jobs fill together, each its own elements.
-pub(crate) struct Filling<'a> {
-    start: *mut f32,
+pub(crate) struct Filling<'a, F = f32> {
+    start: *mut F,
     len: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [F]>,
 }
 
 // SAFETY: all access is through unsafe methods whose callers touch disjoint elements.
-unsafe impl Send for Filling<'_> {}
-unsafe impl Sync for Filling<'_> {}
+unsafe impl<F: Send> Send for Filling<'_, F> {}
+unsafe impl<F: Send> Sync for Filling<'_, F> {}
 
-impl<'a> Filling<'a> {
+impl<'a, F> Filling<'a, F> {
     /// Shares memory that nothing has been written to.
-    pub(crate) fn unwritten(place: &'a mut [MaybeUninit<f32>]) -> Self {
+    pub(crate) fn unwritten(place: &'a mut [MaybeUninit<F>]) -> Self {
         Self { start: place.as_mut_ptr().cast(), len: place.len(), owner: PhantomData }
     }
 
     /// Shares an initialised slice.
-    pub(crate) fn of(slice: &'a mut [f32]) -> Self {
+    pub(crate) fn of(slice: &'a mut [F]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
     /// The first element, for jobs that do their own writing.
     #[inline(always)]
-    pub(crate) fn start(&self) -> *mut f32 {
+    pub(crate) fn start(&self) -> *mut F {
         self.start
     }
 
@@ -57,7 +57,7 @@ impl<'a> Filling<'a> {
     /// # Safety
     /// No other job may access these elements meanwhile.
     #[inline(always)]
-    pub(crate) unsafe fn write(&self, offset: usize, values: &[f32]) {
+    pub(crate) unsafe fn write(&self, offset: usize, values: &[F]) {
         debug_assert!(offset + values.len() <= self.len);
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(offset), values.len()) }
     }
@@ -68,7 +68,7 @@ impl<'a> Filling<'a> {
     /// They must have been written, and no other job may access them meanwhile.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub(crate) unsafe fn written(&self, offset: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn written(&self, offset: usize, len: usize) -> &mut [F] {
         debug_assert!(offset + len <= self.len);
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
     }

@@ -7,6 +7,11 @@ use burn::{
     tensor::{DType, FloatDType, Shape, Slice, TensorData},
 };
 
+/// The type that sums over values of type `dtype` are made in: float32, or float64 for float64.
+pub(crate) fn accumulation(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
 /// A float tensor of backend `B`.
 #[derive(Debug)]
 pub(crate) struct Primitive<B: Backend>(pub FloatTensor<B>);
@@ -22,8 +27,17 @@ impl<B: Backend> Primitive<B> {
         self.0.shape().to_vec()
     }
 
+    pub fn dtype(&self) -> DType {
+        self.0.dtype()
+    }
+
     fn rank(&self) -> usize {
         self.0.shape().num_dims()
+    }
+
+    /// The values in another float type.
+    pub fn cast(self, dtype: DType) -> Self {
+        if self.0.dtype() == dtype { self } else { Self(B::float_cast(self.0, dtype.into())) }
     }
 
     fn float_dtype(&self) -> FloatDType {

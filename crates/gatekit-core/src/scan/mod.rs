@@ -25,7 +25,7 @@ mod family;
 mod recurrent;
 mod step;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use gatekit_kernels::scan::{DecayKind, ScanSpec, WriteKind, matrix_scan};
 
 use crate::sequence::Boundaries;
@@ -110,7 +110,7 @@ pub struct ScanOutput {
 /// - with `boundaries` the batch is 1, segments start from their own initial state, and states
 ///   are `[segments, heads, key_dim, value_dim]`
 ///
-/// Half-precision inputs are computed in float32. A log decay may be minus infinity (a gate of 0); below
+/// Half-precision inputs are computed in float32, and may be mixed with float32 ones. A log decay may be minus infinity (a gate of 0); below
 /// -30 (`exp(-30)` is invisible in float32) it gets no gradient.
 ///
 /// # Panics
@@ -130,47 +130,30 @@ pub fn linear_recurrence(
 ) -> ScanOutput {
     check::scan(&q, &k, &v, &decay, &write, initial_state.as_ref(), boundaries, options);
 
-    let dtype = q.dtype();
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let [.., key_dim] = q.dims();
     let scale = options.scale.unwrap_or((key_dim as f64).powf(-0.5));
-    let (q, k, v) = (q.cast(wide), k.cast(wide), v.cast(wide));
-    let initial_state = initial_state.map(|state| state.cast(wide));
-    let decay = match decay {
-        Decay::None => Decay::None,
-        Decay::PerHead(gate) => Decay::PerHead(gate.cast(wide)),
-        Decay::PerKey(gate) => Decay::PerKey(gate.cast(wide)),
+    if options.form == ScanForm::Recurrent {
+        return recurrent::scan(q, k, v, decay, write, initial_state, boundaries, scale);
+    }
+    let (decay_kind, log_decay) = match decay {
+        Decay::None => (DecayKind::None, None),
+        Decay::PerHead(gate) => (DecayKind::PerHead, Some(gate.unsqueeze_dim::<4>(3))),
+        Decay::PerKey(gate) => (DecayKind::PerKey, Some(gate)),
     };
-    let write = match write {
-        Write::Additive => Write::Additive,
-        Write::Delta(beta) => Write::Delta(beta.cast(wide)),
+    let (write_kind, beta) = match write {
+        Write::Additive => (WriteKind::Additive, None),
+        Write::Delta(beta) => (WriteKind::Delta, Some(beta)),
     };
-
-    let result = match options.form {
-        ScanForm::Recurrent => recurrent::scan(q, k, v, decay, write, initial_state, boundaries, scale),
-        form => {
-            let (decay_kind, log_decay) = match decay {
-                Decay::None => (DecayKind::None, None),
-                Decay::PerHead(gate) => (DecayKind::PerHead, Some(gate.unsqueeze_dim::<4>(3))),
-                Decay::PerKey(gate) => (DecayKind::PerKey, Some(gate)),
-            };
-            let (write_kind, beta) = match write {
-                Write::Additive => (WriteKind::Additive, None),
-                Write::Delta(beta) => (WriteKind::Delta, Some(beta)),
-            };
-            let spec = ScanSpec {
-                scale,
-                decay: decay_kind,
-                write: write_kind,
-                has_initial_state: initial_state.is_some(),
-                boundaries: boundaries.map(Boundaries::shared),
-                chunk_size: options.chunk_size,
-                sub_chunk_size: options.sub_chunk_size,
-                fused: form == ScanForm::Auto,
-            };
-            let (output, final_state) = matrix_scan(q, k, v, log_decay, beta, initial_state, spec);
-            ScanOutput { output, final_state }
-        }
+    let spec = ScanSpec {
+        scale,
+        decay: decay_kind,
+        write: write_kind,
+        has_initial_state: initial_state.is_some(),
+        boundaries: boundaries.map(Boundaries::shared),
+        chunk_size: options.chunk_size,
+        sub_chunk_size: options.sub_chunk_size,
+        fused: options.form == ScanForm::Auto,
     };
-    ScanOutput { output: result.output.cast(dtype), final_state: result.final_state }
+    let (output, final_state) = matrix_scan(q, k, v, log_decay, beta, initial_state, spec);
+    ScanOutput { output, final_state }
 }

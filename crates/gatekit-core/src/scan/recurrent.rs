@@ -1,6 +1,6 @@
 //! The recurrence as it is defined, step by step in tensor operations.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::{Decay, ScanOutput, StepDecay, Write, step::step};
 use crate::sequence::Boundaries;
@@ -18,7 +18,7 @@ pub(super) fn scan(
     let [batch, time, heads, key_dim] = q.dims();
     let value_dim = v.dims()[3];
     let device: Device = q.device();
-    let dtype = q.dtype();
+    let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let whole = [0, time];
     let cu_seqlens = boundaries.map_or(&whole[..], Boundaries::cu_seqlens);
 

@@ -1,6 +1,6 @@
 //! One token of a recurrence with a matrix state.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use gatekit_kernels::scan::{DecayKind, StepSpec, WriteKind, matrix_scan_step};
 
 use super::check::same;
@@ -26,7 +26,7 @@ pub enum StepDecay {
 ///
 /// - `q`, `k`: `[batch, heads, key_dim]`
 /// - `v`: `[batch, heads, value_dim]`
-/// - `state`: `[batch, heads, key_dim, value_dim]`
+/// - `state`: `[batch, heads, key_dim, value_dim]`; the result is in float32 (float64 for `q` in float64)
 ///
 /// # Panics
 ///
@@ -77,16 +77,6 @@ pub(super) fn step(
     }
     let write = if beta.is_some() { WriteKind::Delta } else { WriteKind::Additive };
 
-    let dtype = q.dtype();
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let (output, state) = matrix_scan_step(
-        q.cast(wide),
-        k.cast(wide),
-        v.cast(wide),
-        log_gate.map(|gate: Tensor<3>| gate.cast(wide)),
-        beta.map(|beta| beta.cast(wide)),
-        state.cast(wide),
-        StepSpec { scale: scale.unwrap_or((key_dim as f64).powf(-0.5)), decay, write, fused },
-    );
-    (output.cast(dtype), state)
+    let spec = StepSpec { scale: scale.unwrap_or((key_dim as f64).powf(-0.5)), decay, write, fused };
+    matrix_scan_step(q, k, v, log_gate, beta, state, spec)
 }

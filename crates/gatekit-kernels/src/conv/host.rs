@@ -17,6 +17,7 @@ use crate::{
     host::HostBackend,
     loops::{JOB, Loop, accumulate, run_all, sum_rows},
     memory::filled,
+    precision::cast,
     simd::Arithmetic,
 };
 
@@ -162,7 +163,7 @@ fn split<'a, T>(mut values: &'a mut [T], jobs: &[Vec<Piece>], channels: usize) -
 
 /// Whether the fused loops compute this convolution; the others are left to the portable form.
 fn is_fused<B: HostBackend>(arguments: &ConvolutionArguments<B>) -> bool {
-    arguments.x.dtype() == DType::F32 && arguments.x.shape().num_elements() > 0
+    arguments.x.dtype() != DType::F64 && arguments.x.shape().num_elements() > 0
 }
 
 /// The forward pass.
@@ -173,6 +174,8 @@ pub(super) fn forward<B: HostBackend>(
     if !is_fused(&arguments) {
         return portable::forward(arguments, spec);
     }
+    let dtype = arguments.x.dtype();
+    let arguments = arguments.widened();
     let shape = arguments.x.shape();
     let y = with_problem(&arguments, spec, |problem| {
         let jobs = Piece::jobs(shape[0], shape[1], spec, problem.steps());
@@ -185,7 +188,7 @@ pub(super) fn forward<B: HostBackend>(
         let [y] = unsafe { filled([problem.x.len()], fill) };
         y
     });
-    B::write(y, shape)
+    cast::<B>(B::write(y, shape), dtype)
 }
 
 struct Forward<'a> {
@@ -224,6 +227,9 @@ pub(super) fn backward<B: HostBackend>(
     if !is_fused(&arguments) {
         return portable::backward(arguments, gradient, spec);
     }
+    let dtypes = arguments.dtypes();
+    let arguments = arguments.widened();
+    let gradient = cast::<B>(gradient, arguments.x.dtype());
     let dy = B::read(&gradient);
     let shape = arguments.x.shape();
     let (dx, dweight, dbias, dhistory) = with_problem(&arguments, spec, |problem| {
@@ -263,6 +269,7 @@ pub(super) fn backward<B: HostBackend>(
         bias: if spec.has_bias { B::write(dbias, arguments.bias.shape()) } else { absent() },
         state: if spec.has_state { B::write(dhistory, arguments.state.shape()) } else { absent() },
     }
+    .narrowed(dtypes)
 }
 
 struct Backward<'a> {

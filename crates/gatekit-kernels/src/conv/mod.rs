@@ -9,11 +9,14 @@ mod portable;
 use std::sync::Arc;
 
 use burn::{
-    backend::{Backend, Dispatch, tensor::FloatTensor},
-    tensor::Tensor,
+    backend::{Backend, Dispatch, TensorMetadata, tensor::FloatTensor},
+    tensor::{DType, Tensor},
 };
 
-use crate::{absent, check_dtype};
+use crate::{
+    absent,
+    precision::{check_dtypes, narrow, widen},
+};
 
 pub use backend::ConvolutionBackend;
 
@@ -51,6 +54,23 @@ impl<B: Backend> Clone for ConvolutionArguments<B> {
 }
 
 impl<B: Backend> ConvolutionArguments<B> {
+    /// The types that the tensors are stored in.
+    pub fn dtypes(&self) -> [DType; 4] {
+        [self.x.dtype(), self.weight.dtype(), self.bias.dtype(), self.state.dtype()]
+    }
+
+    /// In the type that sums are made in.
+    pub fn widened(self) -> Self {
+        let [x, weight, bias, state] = widen::<B, 4>(self.into_tuple().into());
+        Self { x, weight, bias, state }
+    }
+
+    /// In the types that the tensors are stored in.
+    pub fn narrowed(self, dtypes: [DType; 4]) -> Self {
+        let [x, weight, bias, state] = narrow::<B, 4>(self.into_tuple().into(), dtypes);
+        Self { x, weight, bias, state }
+    }
+
     /// In the order of the operation's arguments.
     pub fn into_tuple(self) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
         (self.x, self.weight, self.bias, self.state)
@@ -66,14 +86,14 @@ impl<B: Backend> ConvolutionArguments<B> {
 ///
 /// # Shapes
 ///
-/// - `x`: `[batch, time, channels]`, as is the result; batch 1 with `boundaries`
+/// - `x`: `[batch, time, channels]`, as is the result, in the same type; batch 1 with `boundaries`
 /// - `weight`: `[channels, W]`, the last tap meets the current input; `bias`: `[channels]`
 /// - `state`: `[batch or sequences, W - 1, channels]`
 ///
 /// # Panics
 ///
-/// When shapes or types do not fit, or the type is neither float32 nor float64. The boundaries,
-/// strictly increasing, are the caller's to check.
+/// When shapes or types (see the [crate](crate)) do not fit. The boundaries, strictly increasing, are
+/// the caller's to check.
 pub fn short_convolution(
     x: Tensor<3>,
     weight: Tensor<2>,
@@ -83,12 +103,8 @@ pub fn short_convolution(
     silu: bool,
 ) -> Tensor<3> {
     let ([batch, _, channels], [filters, taps]) = (x.dims(), weight.dims());
-    check_dtype("short_convolution", x.dtype());
-    let dtypes = [Some(weight.dtype()), bias.as_ref().map(Tensor::dtype), state.as_ref().map(Tensor::dtype)];
-    assert!(
-        dtypes.into_iter().flatten().all(|dtype| dtype == x.dtype()),
-        "short_convolution: `weight`, `bias` and `state` must be of the type of `x`"
-    );
+    let optional = [bias.as_ref().map(Tensor::dtype), state.as_ref().map(Tensor::dtype)];
+    check_dtypes("short_convolution", x.dtype(), [Some(weight.dtype()), optional[0], optional[1]]);
     assert!(filters == channels && taps > 0, "short_convolution: `weight` {:?} of {channels}", weight.dims());
     assert!(boundaries.is_none() || batch == 1, "short_convolution: packed sequences in {batch} rows");
     if let Some(bias) = &bias {

@@ -1,6 +1,6 @@
 //! The short convolution in backend operations.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{ConvolutionArguments, ConvolutionSpec};
 use crate::{gate::Activation, primitive::Primitive};
@@ -141,11 +141,14 @@ pub(super) fn forward<B: Backend>(
     arguments: ConvolutionArguments<B>,
     spec: &ConvolutionSpec,
 ) -> FloatTensor<B> {
+    let dtype = arguments.x.dtype();
+    let arguments = arguments.widened();
     let (x, weight) = (Primitive::<B>(arguments.x), Primitive::<B>(arguments.weight));
     let layout = Layout::new(x.dims()[1], weight.dims()[1], spec);
     let extended = layout.extend(&x, spec.has_state.then_some(Primitive(arguments.state)));
     let y = preactivation(&extended, &weight, spec.has_bias.then_some(Primitive(arguments.bias)), &layout);
-    if spec.silu { Activation::Swish.portable_value(y).0 } else { y.0 }
+    let y = if spec.silu { Activation::Swish.portable_value(y) } else { y };
+    y.cast(dtype).0
 }
 
 /// Gradients of all arguments, a single zero for what is absent.
@@ -154,11 +157,13 @@ pub(super) fn backward<B: Backend>(
     gradient: FloatTensor<B>,
     spec: &ConvolutionSpec,
 ) -> ConvolutionArguments<B> {
+    let dtypes = arguments.dtypes();
+    let arguments = arguments.widened();
     let (x, weight) = (Primitive::<B>(arguments.x), Primitive::<B>(arguments.weight));
     let (channels, taps) = (weight.dims()[0], weight.dims()[1]);
     let layout = Layout::new(x.dims()[1], taps, spec);
     let extended = layout.extend(&x, spec.has_state.then_some(Primitive(arguments.state)));
-    let gradient = Primitive::<B>(gradient);
+    let gradient = Primitive::<B>(gradient).cast(x.dtype());
     let gradient = if spec.silu {
         let bias = spec.has_bias.then_some(Primitive(arguments.bias));
         let z = preactivation(&extended, &weight, bias, &layout);
@@ -181,7 +186,8 @@ pub(super) fn backward<B: Backend>(
         .expect("a filter has at least one tap");
     let (x, state) = layout.split(inputs);
     let state = if spec.has_state { state } else { none() };
-    ConvolutionArguments { x: x.0, weight: Primitive::cat(weights, 1).0, bias: bias.0, state: state.0 }
+    let weight = Primitive::cat(weights, 1).0;
+    ConvolutionArguments { x: x.0, weight, bias: bias.0, state: state.0 }.narrowed(dtypes)
 }
 
 /// `x` with `before` zeros in front and zeros behind up to `length`, along axis 1.

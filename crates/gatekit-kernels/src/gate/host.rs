@@ -12,6 +12,7 @@ use crate::{
     host::HostBackend,
     loops::{self, JOB, Loop, run_all},
     memory::filled,
+    precision::{cast, narrow, widen},
     simd::Arithmetic,
 };
 
@@ -21,9 +22,11 @@ pub(super) fn product<B: HostBackend>(
     logits: FloatTensor<B>,
     activation: Activation,
 ) -> FloatTensor<B> {
-    if x.dtype() != DType::F32 {
+    let dtype = x.dtype();
+    if dtype == DType::F64 {
         return portable::product::<B>(x, logits, activation);
     }
+    let [x, logits] = widen::<B, 2>([x, logits]);
     let (values, z) = (B::read(&x), B::read(&logits));
     let elements = values.len();
     let fill = |[y]: [&mut [MaybeUninit<f32>]; 1]| {
@@ -33,7 +36,7 @@ pub(super) fn product<B: HostBackend>(
     };
     // SAFETY: the pieces cover the result, and a product writes all of its piece.
     let [y] = unsafe { filled([elements], fill) };
-    B::write(y, x.shape())
+    cast::<B>(B::write(y, x.shape()), dtype)
 }
 
 struct Product<'a> {
@@ -58,9 +61,11 @@ pub(super) fn product_backward<B: HostBackend>(
     gradient: FloatTensor<B>,
     activation: Activation,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    if x.dtype() != DType::F32 {
+    let dtypes = [x.dtype(), logits.dtype()];
+    if x.dtype() == DType::F64 {
         return portable::product_backward::<B>(x, logits, gradient, activation);
     }
+    let [x, logits, gradient] = widen::<B, 3>([x, logits, gradient]);
     let (values, z, dy) = (B::read(&x), B::read(&logits), B::read(&gradient));
     let elements = values.len();
     let fill = |[dx, dz]: [&mut [MaybeUninit<f32>]; 2]| {
@@ -73,7 +78,7 @@ pub(super) fn product_backward<B: HostBackend>(
     };
     // SAFETY: the pieces cover both results, and every job writes all of its pieces.
     let [dx, dz] = unsafe { filled([elements; 2], fill) };
-    (B::write(dx, x.shape()), B::write(dz, x.shape()))
+    narrow::<B, 2>([dx, dz].map(|values| B::write(values, x.shape())), dtypes).into()
 }
 
 struct ProductBackward<'a> {
@@ -102,9 +107,11 @@ pub(super) fn log_sigmoid<B: HostBackend>(
     normalizer: f64,
     floor: Option<f64>,
 ) -> FloatTensor<B> {
-    if logits.dtype() != DType::F32 {
+    let dtype = logits.dtype();
+    if dtype == DType::F64 {
         return portable::log_sigmoid::<B>(logits, normalizer, floor);
     }
+    let [logits] = widen::<B, 1>([logits]);
     let z = B::read(&logits);
     let scale = Scale::new(normalizer, floor);
     let fill = |[y]: [&mut [MaybeUninit<f32>]; 1]| {
@@ -113,7 +120,7 @@ pub(super) fn log_sigmoid<B: HostBackend>(
     };
     // SAFETY: the pieces cover the result, and every job writes all of its piece.
     let [y] = unsafe { filled([z.len()], fill) };
-    B::write(y, logits.shape())
+    cast::<B>(B::write(y, logits.shape()), dtype)
 }
 
 /// Gradient of the logits.
@@ -123,9 +130,11 @@ pub(super) fn log_sigmoid_backward<B: HostBackend>(
     normalizer: f64,
     floor: Option<f64>,
 ) -> FloatTensor<B> {
-    if logits.dtype() != DType::F32 {
+    let dtype = logits.dtype();
+    if dtype == DType::F64 {
         return portable::log_sigmoid_backward::<B>(logits, gradient, normalizer, floor);
     }
+    let [logits, gradient] = widen::<B, 2>([logits, gradient]);
     let (z, dy) = (B::read(&logits), B::read(&gradient));
     let scale = Scale::new(normalizer, floor);
     let fill = |[dz]: [&mut [MaybeUninit<f32>]; 1]| {
@@ -134,7 +143,7 @@ pub(super) fn log_sigmoid_backward<B: HostBackend>(
     };
     // SAFETY: the pieces cover the result, and every job writes all of its piece.
     let [dz] = unsafe { filled([z.len()], fill) };
-    B::write(dz, logits.shape())
+    cast::<B>(B::write(dz, logits.shape()), dtype)
 }
 
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@ mod portable;
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
-use crate::check_dtype;
+use crate::precision::check_dtypes;
 
 pub use activation::Activation;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
@@ -18,15 +18,14 @@ pub use backend::GateBackend;
 
 /// `y = x * act(logits)`, element by element.
 ///
-/// `x` and `logits` `[..]` of one shape. Finite values and gradients at any finite logit.
+/// `x` and `logits` `[..]` of one shape; the result has the type of `x`. Finite values and gradients at any finite logit.
 /// Differentiable in both; the backward pass keeps the arguments and nothing else.
 ///
 /// # Panics
 ///
-/// When the shapes or types differ, or the type is neither float32 nor float64.
+/// When the shapes differ or types (see the [crate](crate)) do not fit.
 pub fn gated_product<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation: Activation) -> Tensor<D> {
-    check_dtype("gated_product", x.dtype());
-    assert_eq!(x.dtype(), logits.dtype(), "gated_product: types of `x` and `logits`");
+    check_dtypes("gated_product", x.dtype(), [Some(logits.dtype())]);
     assert_eq!(x.dims(), logits.dims(), "gated_product: shapes of `x` and `logits`");
     Tensor::from_dispatch(<Dispatch as GateBackend>::gated_product(
         x.into_dispatch(),
@@ -42,13 +41,13 @@ pub fn gated_product<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation
 ///
 /// # Panics
 ///
-/// When the type is neither float32 nor float64. The normalizer is above 0: the caller's to check.
+/// When the type is not a float type. The normalizer is above 0: the caller's to check.
 pub fn log_sigmoid_scaled<const D: usize>(
     logits: Tensor<D>,
     normalizer: f64,
     floor: Option<f64>,
 ) -> Tensor<D> {
-    check_dtype("log_sigmoid_scaled", logits.dtype());
+    check_dtypes("log_sigmoid_scaled", logits.dtype(), []);
     Tensor::from_dispatch(<Dispatch as GateBackend>::log_sigmoid_scaled(
         logits.into_dispatch(),
         normalizer,

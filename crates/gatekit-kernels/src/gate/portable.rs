@@ -1,9 +1,12 @@
 //! The gates in backend operations.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::Activation;
-use crate::primitive::Primitive;
+use crate::{
+    precision::{narrow, widen},
+    primitive::Primitive,
+};
 
 /// `x * act(logits)`.
 pub(super) fn product<B: Backend>(
@@ -11,7 +14,9 @@ pub(super) fn product<B: Backend>(
     logits: FloatTensor<B>,
     activation: Activation,
 ) -> FloatTensor<B> {
-    (Primitive::<B>(x) * activation.portable_value(Primitive(logits))).0
+    let dtype = x.dtype();
+    let [x, logits] = widen::<B, 2>([x, logits]).map(Primitive::<B>);
+    (x * activation.portable_value(logits)).cast(dtype).0
 }
 
 /// Gradients of `x` and of the logits.
@@ -21,9 +26,11 @@ pub(super) fn product_backward<B: Backend>(
     gradient: FloatTensor<B>,
     activation: Activation,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let gradient = Primitive::<B>(gradient);
-    let (value, slope) = activation.portable_value_and_slope(Primitive(logits));
-    ((gradient.clone() * value).0, (gradient * Primitive(x) * slope).0)
+    let dtypes = [x.dtype(), logits.dtype()];
+    let [x, logits, gradient] = widen::<B, 3>([x, logits, gradient]).map(Primitive::<B>);
+    let (value, slope) = activation.portable_value_and_slope(logits);
+    let gradients = [gradient.clone() * value, gradient * x * slope];
+    narrow::<B, 2>(gradients.map(|gradient| gradient.0), dtypes).into()
 }
 
 /// `logsigmoid(z) / normalizer` without its floor, and `exp(-|z|)`.
@@ -38,8 +45,10 @@ pub(super) fn log_sigmoid<B: Backend>(
     normalizer: f64,
     floor: Option<f64>,
 ) -> FloatTensor<B> {
-    let (gate, _) = scaled::<B>(Primitive(logits), normalizer);
-    floor.map_or(gate.clone(), |floor| gate.clamp_min(floor)).0
+    let dtype = logits.dtype();
+    let [z] = widen::<B, 1>([logits]);
+    let (gate, _) = scaled::<B>(Primitive(z), normalizer);
+    floor.map_or(gate.clone(), |floor| gate.clamp_min(floor)).cast(dtype).0
 }
 
 /// Gradient of the logits: `sigmoid(-z) / normalizer` above the floor.
@@ -49,7 +58,8 @@ pub(super) fn log_sigmoid_backward<B: Backend>(
     normalizer: f64,
     floor: Option<f64>,
 ) -> FloatTensor<B> {
-    let z = Primitive::<B>(logits);
+    let dtype = logits.dtype();
+    let [z, gradient] = widen::<B, 2>([logits, gradient]).map(Primitive::<B>);
     let (gate, e) = scaled(z.clone(), normalizer);
     let larger = e.clone().add_scalar(1.0).recip();
     let closed = (e * larger.clone()).or_below(&z, 0.0, larger);
@@ -58,5 +68,5 @@ pub(super) fn log_sigmoid_backward<B: Backend>(
         Some(floor) => slope * gate.at_least(floor),
         None => slope,
     };
-    (Primitive(gradient) * slope).0
+    (gradient * slope).cast(dtype).0
 }

@@ -13,6 +13,7 @@ use crate::{
     host::HostBackend,
     loops::{JOB, dot, run_all, sum_rows},
     memory::filled,
+    precision::cast,
     simd::Arithmetic,
 };
 
@@ -23,12 +24,18 @@ fn job(dim: usize) -> usize {
     (JOB / dim).max(8) * dim
 }
 
+/// Whether the fused loops compute this norm; the others are left to the portable form.
+fn is_fused<B: HostBackend>(arguments: &NormArguments<B>) -> bool {
+    arguments.x.dtype() != DType::F64 && arguments.x.shape().num_elements() > 0
+}
+
 /// The forward pass.
 pub(super) fn forward<B: HostBackend>(arguments: NormArguments<B>, spec: NormSpec) -> FloatTensor<B> {
-    let NormArguments { x, weight, logits } = &arguments;
-    if x.dtype() != DType::F32 || x.shape().num_elements() == 0 {
+    let dtype = arguments.x.dtype();
+    if !is_fused(&arguments) {
         return portable::forward(arguments, spec);
     }
+    let NormArguments { x, weight, logits } = &arguments.widened();
     let (values, weight) = (B::read(x), B::read(weight));
     // Without a gate the logits are never looked at.
     let z = if spec.gate.is_some() { B::read(logits) } else { B::read(x) };
@@ -41,7 +48,7 @@ pub(super) fn forward<B: HostBackend>(arguments: NormArguments<B>, spec: NormSpe
     };
     // SAFETY: the pieces are whole rows and cover the result, and every job writes all of its rows.
     let [y] = unsafe { filled([elements], fill) };
-    B::write(y, x.shape())
+    cast::<B>(B::write(y, x.shape()), dtype)
 }
 
 struct Forward<'a> {
@@ -78,10 +85,12 @@ pub(super) fn backward<B: HostBackend>(
     gradient: FloatTensor<B>,
     spec: NormSpec,
 ) -> NormArguments<B> {
-    let NormArguments { x, weight, logits } = &arguments;
-    if x.dtype() != DType::F32 || x.shape().num_elements() == 0 {
+    let dtypes = arguments.dtypes();
+    if !is_fused(&arguments) {
         return portable::backward(arguments, gradient, spec);
     }
+    let NormArguments { x, weight, logits } = &arguments.widened();
+    let gradient = cast::<B>(gradient, x.dtype());
     let (values, weight, dy) = (B::read(x), B::read(weight), B::read(&gradient));
     let z = if spec.gate.is_some() { B::read(logits) } else { B::read(x) };
     let (elements, dim) = (values.len(), weight.len());
@@ -112,6 +121,7 @@ pub(super) fn backward<B: HostBackend>(
         weight: B::write(sum_rows(&parts, dim), Shape::new([dim])),
         logits: B::write(dz, dz_shape),
     }
+    .narrowed(dtypes)
 }
 
 struct Backward<'a> {

@@ -7,11 +7,15 @@ mod host;
 mod portable;
 
 use burn::{
-    backend::{Backend, Dispatch, tensor::FloatTensor},
-    tensor::Tensor,
+    backend::{Backend, Dispatch, TensorMetadata, tensor::FloatTensor},
+    tensor::{DType, Tensor},
 };
 
-use crate::{absent, check_dtype, gate::Activation};
+use crate::{
+    absent,
+    gate::Activation,
+    precision::{check_dtypes, narrow, widen},
+};
 
 pub use backend::NormBackend;
 
@@ -32,6 +36,25 @@ pub(crate) struct NormArguments<B: Backend> {
     pub logits: FloatTensor<B>,
 }
 
+impl<B: Backend> NormArguments<B> {
+    /// The types that the tensors are stored in.
+    pub fn dtypes(&self) -> [DType; 3] {
+        [self.x.dtype(), self.weight.dtype(), self.logits.dtype()]
+    }
+
+    /// In the type that sums are made in.
+    pub fn widened(self) -> Self {
+        let [x, weight, logits] = widen::<B, 3>([self.x, self.weight, self.logits]);
+        Self { x, weight, logits }
+    }
+
+    /// In the types that the tensors are stored in.
+    pub fn narrowed(self, dtypes: [DType; 3]) -> Self {
+        let [x, weight, logits] = narrow::<B, 3>([self.x, self.weight, self.logits], dtypes);
+        Self { x, weight, logits }
+    }
+}
+
 impl<B: Backend> Clone for NormArguments<B> {
     fn clone(&self) -> Self {
         Self { x: self.x.clone(), weight: self.weight.clone(), logits: self.logits.clone() }
@@ -46,22 +69,21 @@ impl<B: Backend> Clone for NormArguments<B> {
 ///
 /// # Shapes
 ///
-/// - `x` `[.., dim]`, `weight` `[dim]`, logits of the gate `[.., dim]`; result `[.., dim]`
+/// - `x` `[.., dim]`, `weight` `[dim]`, logits of the gate `[.., dim]`; result `[.., dim]` in the type of `x`
 ///
 /// # Panics
 ///
-/// When shapes or types do not fit, or the type is neither float32 nor float64.
+/// When shapes or types (see the [crate](crate)) do not fit.
 pub fn rms_norm<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
     eps: f64,
     gate: Option<(Tensor<D>, Activation)>,
 ) -> Tensor<D> {
-    check_dtype("rms_norm", x.dtype());
-    assert_eq!(x.dtype(), weight.dtype(), "rms_norm: types of `x` and `weight`");
+    let logits_dtype = gate.as_ref().map(|(logits, _)| logits.dtype());
+    check_dtypes("rms_norm", x.dtype(), [Some(weight.dtype()), logits_dtype]);
     assert_eq!(weight.dims()[0], x.dims()[D - 1], "rms_norm: channels of `weight` and `x`");
     if let Some((logits, _)) = &gate {
-        assert_eq!(x.dtype(), logits.dtype(), "rms_norm: types of `x` and the logits");
         assert_eq!(x.dims(), logits.dims(), "rms_norm: shapes of `x` and the logits");
     }
     let spec = NormSpec { eps, gate: gate.as_ref().map(|(_, activation)| *activation) };

@@ -1,9 +1,9 @@
 //! The norm in backend operations.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{NormArguments, NormSpec};
-use crate::primitive::Primitive;
+use crate::{precision::cast, primitive::Primitive};
 
 /// `[.., dim]` as `[rows, dim]`, and the shape it had.
 fn rows<B: Backend>(x: FloatTensor<B>) -> (Primitive<B>, Vec<usize>) {
@@ -21,6 +21,8 @@ fn normalised<B: Backend>(x: Primitive<B>, eps: f64) -> (Primitive<B>, Primitive
 
 /// The forward pass.
 pub(super) fn forward<B: Backend>(arguments: NormArguments<B>, spec: NormSpec) -> FloatTensor<B> {
+    let dtype = arguments.x.dtype();
+    let arguments = arguments.widened();
     let (x, dims) = rows::<B>(arguments.x);
     let dim = x.dims()[1];
     let (x, _) = normalised(x, spec.eps);
@@ -30,6 +32,7 @@ pub(super) fn forward<B: Backend>(arguments: NormArguments<B>, spec: NormSpec) -
         None => y,
     }
     .reshape(dims)
+    .cast(dtype)
     .0
 }
 
@@ -42,6 +45,9 @@ pub(super) fn backward<B: Backend>(
     gradient: FloatTensor<B>,
     spec: NormSpec,
 ) -> NormArguments<B> {
+    let dtypes = arguments.dtypes();
+    let arguments = arguments.widened();
+    let gradient = cast::<B>(gradient, arguments.x.dtype());
     let (x, dims) = rows::<B>(arguments.x);
     let dim = x.dims()[1];
     let (n, inverse) = normalised(x, spec.eps);
@@ -62,5 +68,5 @@ pub(super) fn backward<B: Backend>(
     let u = u * weight;
     let along = (u.clone() * n.clone()).mean(1);
     let x = (u - n * along) * inverse;
-    NormArguments { x: x.reshape(dims).0, weight: weight_gradient.0, logits: logits.0 }
+    NormArguments { x: x.reshape(dims).0, weight: weight_gradient.0, logits: logits.0 }.narrowed(dtypes)
 }

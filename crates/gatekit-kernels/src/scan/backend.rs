@@ -5,7 +5,7 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
 use super::{ElementwiseSpec, GradientOf, ScanArguments, ScanSpec, StepSpec, portable};
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-use super::{host, spec::SixTensors};
+use super::{SixTensors, host, host_elementwise};
 
 /// A backend with scans.
 ///
@@ -93,22 +93,11 @@ pub trait ScanBackend: Backend {
         of: GradientOf,
         spec: ElementwiseSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (output_gradient, state_gradient) = match of {
-            GradientOf::Output => (Some(gradient), None),
-            GradientOf::FinalState => (None, Some(gradient)),
-        };
-        portable::elementwise_backward::<Self>(
-            output,
-            log_decay,
-            initial_state,
-            output_gradient,
-            state_gradient,
-            &spec,
-        )
+        portable::elementwise_backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
     }
 }
 
-/// The matrix-state scans of a backend on host memory: the fused CPU kernels.
+/// The scans of a backend on host memory: the fused CPU kernels.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 macro_rules! host_scans {
     ($backend:ty) => {
@@ -151,6 +140,26 @@ macro_rules! host_scans {
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = ScanArguments { q, k, v, log_decay, beta, initial_state: state };
                 host::step::<Self>(arguments, &spec)
+            }
+
+            fn elementwise_scan(
+                x: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                spec: ElementwiseSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host_elementwise::forward::<Self>(x, log_decay, initial_state, &spec)
+            }
+
+            fn elementwise_scan_backward(
+                output: FloatTensor<Self>,
+                log_decay: FloatTensor<Self>,
+                initial_state: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                of: GradientOf,
+                spec: ElementwiseSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                host_elementwise::backward::<Self>(output, log_decay, initial_state, gradient, of, &spec)
             }
         }
     };

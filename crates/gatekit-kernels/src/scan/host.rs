@@ -10,11 +10,11 @@ use super::{
     cpu::{self, Decay, Problem, Segment, StepProblem},
     portable,
 };
-use crate::host::HostBackend;
+use crate::{host::HostBackend, precision::cast};
 
 /// Whether the fused kernels compute this scan; the others are left to the portable form.
 fn is_fused<B: Backend>(arguments: &ScanArguments<B>, spec: &ScanSpec) -> bool {
-    spec.fused && arguments.q.dtype() == DType::F32
+    spec.fused && arguments.q.dtype() != DType::F64
 }
 
 /// The forward pass.
@@ -25,9 +25,11 @@ pub(crate) fn forward<B: HostBackend>(
     if !is_fused(&arguments, spec) {
         return portable::forward(arguments, spec);
     }
+    let dtype = arguments.q.dtype();
+    let arguments = arguments.widened();
     let [output, state] = result_shapes(&arguments, spec);
     let result = with_problem(&arguments, spec, cpu::forward);
-    (B::write(result.output, output), B::write(result.state, state))
+    (cast::<B>(B::write(result.output, output), dtype), B::write(result.state, state))
 }
 
 /// The backward pass.
@@ -40,6 +42,9 @@ pub(crate) fn backward<B: HostBackend>(
     if !is_fused(&arguments, spec) {
         return portable::backward(arguments, gradient, of, spec);
     }
+    let dtypes = arguments.dtypes();
+    let arguments = arguments.widened();
+    let gradient = cast::<B>(gradient, arguments.q.dtype());
     let gradient = B::read(&gradient);
     let (output, state) = match of {
         GradientOf::Output => (Some(&*gradient), None),
@@ -58,6 +63,7 @@ pub(crate) fn backward<B: HostBackend>(
         beta: absent(gradients.beta, &arguments.beta),
         initial_state: absent(gradients.initial_state, &arguments.initial_state),
     }
+    .narrowed(dtypes)
 }
 
 /// One step; writes the new state into the memory of the old one where nothing else holds it.
@@ -65,10 +71,11 @@ pub(crate) fn step<B: HostBackend>(
     arguments: ScanArguments<B>,
     spec: &StepSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    if !spec.fused || arguments.q.dtype() != DType::F32 {
+    let dtype = arguments.q.dtype();
+    if !spec.fused || dtype == DType::F64 {
         return portable::step(arguments, spec);
     }
-    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments;
+    let ScanArguments { q, k, v, log_decay, beta, initial_state } = arguments.widened();
     let (q_shape, v_shape, state_shape) = (q.shape(), v.shape(), initial_state.shape());
     let mut state = B::take(initial_state);
     let log_decay = (spec.decay != DecayKind::None).then(|| B::read(&log_decay));
@@ -86,7 +93,7 @@ pub(crate) fn step<B: HostBackend>(
         beta: beta.as_deref(),
     };
     let output = cpu::step(&problem, &mut state);
-    (B::write(output, v_shape), B::write(state, state_shape))
+    (cast::<B>(B::write(output, v_shape), dtype), B::write(state, state_shape))
 }
 
 fn decay(kind: DecayKind, log_decay: Option<&[f32]>) -> Decay<'_> {

@@ -6,17 +6,18 @@ mod backend;
 mod cpu;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod host_elementwise;
 mod portable;
 mod spec;
 
-use burn::{
-    backend::Dispatch,
-    tensor::{DType, Tensor},
-};
+use burn::{backend::Dispatch, tensor::Tensor};
+
+use crate::precision::check_dtypes;
 
 pub use backend::ScanBackend;
 pub use spec::{DecayKind, ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind};
-pub(crate) use spec::{ScanArguments, ScanGradients};
+pub(crate) use spec::{ScanArguments, ScanGradients, SixTensors};
 
 /// The linear recurrence with a matrix state over whole sequences.
 ///
@@ -26,8 +27,8 @@ pub(crate) use spec::{ScanArguments, ScanGradients};
 /// o_t = scale * S_t^T q_t
 /// ```
 ///
-/// Returns the output `[batch, time, heads, value_dim]` and the final state
-/// `[batch or segments, heads, key_dim, value_dim]`. Differentiable in every tensor; the backward
+/// Returns the output `[batch, time, heads, value_dim]`, in the type of `q`, and the final state
+/// `[batch or segments, heads, key_dim, value_dim]`, in float32 (float64 for `q` in float64). Differentiable in every tensor; the backward
 /// pass keeps the arguments and nothing else.
 ///
 /// # Shapes
@@ -39,8 +40,8 @@ pub(crate) use spec::{ScanArguments, ScanGradients};
 ///
 /// # Panics
 ///
-/// When `spec` asks for a tensor that is absent, or the inputs are not in float32 or float64.
-/// Shapes are the caller's to check: `gatekit_core::scan` is the public door.
+/// When `spec` asks for a tensor that is absent, or types (see the [crate](crate)) do not fit. Shapes are
+/// the caller's to check: `gatekit_core::scan` is the public door.
 pub fn matrix_scan(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -50,7 +51,14 @@ pub fn matrix_scan(
     initial_state: Option<Tensor<4>>,
     spec: ScanSpec,
 ) -> (Tensor<4>, Tensor<4>) {
-    check_dtype(q.dtype());
+    let others = [
+        Some(k.dtype()),
+        Some(v.dtype()),
+        log_decay.as_ref().map(Tensor::dtype),
+        beta.as_ref().map(Tensor::dtype),
+        initial_state.as_ref().map(Tensor::dtype),
+    ];
+    check_dtypes("matrix_scan", q.dtype(), others);
     assert_eq!(log_decay.is_some(), spec.has_decay(), "`log_decay` and `spec.decay` disagree");
     assert_eq!(beta.is_some(), spec.write == WriteKind::Delta, "`beta` and `spec.write` disagree");
     assert_eq!(initial_state.is_some(), spec.has_initial_state, "`initial_state` and `spec` disagree");
@@ -92,7 +100,14 @@ pub fn matrix_scan_step(
     state: Tensor<4>,
     spec: StepSpec,
 ) -> (Tensor<3>, Tensor<4>) {
-    check_dtype(q.dtype());
+    let others = [
+        Some(k.dtype()),
+        Some(v.dtype()),
+        log_decay.as_ref().map(Tensor::dtype),
+        beta.as_ref().map(Tensor::dtype),
+        Some(state.dtype()),
+    ];
+    check_dtypes("matrix_scan_step", q.dtype(), others);
     assert_eq!(log_decay.is_some(), spec.decay != DecayKind::None, "`log_decay` and `spec.decay` disagree");
     assert_eq!(beta.is_some(), spec.write == WriteKind::Delta, "`beta` and `spec.write` disagree");
     let absent = Tensor::<1>::zeros([1], (&q.device(), q.dtype())).into_dispatch();
@@ -110,7 +125,9 @@ pub fn matrix_scan_step(
 
 /// The elementwise recurrence `h_t = exp(g_t) h_{t-1} + x_t` over whole sequences.
 ///
-/// Returns `h` `[batch, time, dim]` and the final states `[batch or segments, dim]`.
+/// Returns `h` `[batch, time, dim]`, in the type of `x`, and the final states `[batch or segments, dim]`, in float32
+/// (float64 for `x` in float64). The backward pass keeps `h`, so that in half precision the gradient of the log decay
+/// is made from rounded states.
 ///
 /// # Shapes
 ///
@@ -119,14 +136,15 @@ pub fn matrix_scan_step(
 ///
 /// # Panics
 ///
-/// When `spec` asks for a state that is absent, or the inputs are not in float32 or float64.
+/// When `spec` asks for a state that is absent, or types (see the [crate](crate)) do not fit.
 pub fn elementwise_scan(
     x: Tensor<3>,
     log_decay: Tensor<3>,
     initial_state: Option<Tensor<2>>,
     spec: ElementwiseSpec,
 ) -> (Tensor<3>, Tensor<2>) {
-    check_dtype(x.dtype());
+    let others = [Some(log_decay.dtype()), initial_state.as_ref().map(Tensor::dtype)];
+    check_dtypes("elementwise_scan", x.dtype(), others);
     assert_eq!(initial_state.is_some(), spec.has_initial_state, "`initial_state` and `spec` disagree");
     let absent = Tensor::<1>::zeros([1], (&x.device(), x.dtype())).into_dispatch();
     let (output, state) = <Dispatch as ScanBackend>::elementwise_scan(
@@ -136,11 +154,4 @@ pub fn elementwise_scan(
         spec,
     );
     (Tensor::from_dispatch(output), Tensor::from_dispatch(state))
-}
-
-fn check_dtype(dtype: DType) {
-    assert!(
-        matches!(dtype, DType::F32 | DType::F64),
-        "scans accumulate in float32 or float64, the inputs are {dtype:?}: cast them first"
-    );
 }

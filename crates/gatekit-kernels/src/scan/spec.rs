@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::{
+    backend::{Backend, TensorMetadata, tensor::FloatTensor},
+    tensor::DType,
+};
+
+use crate::precision::{narrow, widen};
 
 /// What decays in the state of a matrix-state scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,23 +117,33 @@ impl<B: Backend> Clone for ScanArguments<B> {
     }
 }
 
-/// Gradients of [`ScanArguments`], a single zero for what is absent.
-#[derive(Debug)]
-pub(crate) struct ScanGradients<B: Backend> {
-    pub q: FloatTensor<B>,
-    pub k: FloatTensor<B>,
-    pub v: FloatTensor<B>,
-    pub log_decay: FloatTensor<B>,
-    pub beta: FloatTensor<B>,
-    pub initial_state: FloatTensor<B>,
-}
+/// Gradients of the arguments, a single zero for what is absent.
+pub(crate) type ScanGradients<B> = ScanArguments<B>;
 
-/// Gradients in the order of the arguments, as they cross the dispatch boundary.
+/// Tensors in the order of the arguments, as they cross the dispatch boundary.
 pub(crate) type SixTensors<B> =
     (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 
-impl<B: Backend> ScanGradients<B> {
-    /// In the order of the arguments.
+impl<B: Backend> ScanArguments<B> {
+    /// The types that the tensors are stored in.
+    pub fn dtypes(&self) -> [DType; 6] {
+        let Self { q, k, v, log_decay, beta, initial_state } = self;
+        [q, k, v, log_decay, beta, initial_state].map(TensorMetadata::dtype)
+    }
+
+    /// In the type that sums are made in.
+    pub fn widened(self) -> Self {
+        let [q, k, v, log_decay, beta, initial_state] = widen::<B, 6>(self.into_tuple().into());
+        Self { q, k, v, log_decay, beta, initial_state }
+    }
+
+    /// In the types that the tensors are stored in.
+    pub fn narrowed(self, dtypes: [DType; 6]) -> Self {
+        let [q, k, v, log_decay, beta, initial_state] = narrow::<B, 6>(self.into_tuple().into(), dtypes);
+        Self { q, k, v, log_decay, beta, initial_state }
+    }
+
+    /// In the order of the operation's arguments.
     pub fn into_tuple(self) -> SixTensors<B> {
         (self.q, self.k, self.v, self.log_decay, self.beta, self.initial_state)
     }

@@ -6,6 +6,9 @@ use super::Simd;
 
 /// How `a * b + c` is computed.
 pub(crate) trait Arithmetic: Copy {
+    /// Whether it is rounded once, by an instruction of its own.
+    const FUSED: bool;
+
     /// `a * b + c`.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
@@ -17,6 +20,8 @@ pub(crate) struct Fused;
 
 #[cfg(target_arch = "x86_64")]
 impl Arithmetic for Fused {
+    const FUSED: bool = true;
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
@@ -28,10 +33,12 @@ impl Arithmetic for Fused {
 pub(crate) struct Target;
 
 impl Arithmetic for Target {
+    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
     /// Rounds twice unless the target always has a fused multiply-add, which elsewhere would be a library call.
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
     }
 }
 

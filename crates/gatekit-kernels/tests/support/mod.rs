@@ -86,3 +86,17 @@ pub fn sigmoid(z: f64) -> f64 {
     let e = (-z.abs()).exp();
     if z >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
 }
+
+/// The result of `run` on pools of one, two and four threads, which must be the same to the last bit, as must a second
+/// run.
+pub fn on_any_number_of_threads<T: PartialEq + Send>(run: impl Fn() -> T + Sync) -> T {
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
+        pool.install(&run)
+    };
+    let first = on(1);
+    for threads in [1, 2, 4] {
+        assert!(on(threads) == first, "{threads} threads give other results than one");
+    }
+    first
+}

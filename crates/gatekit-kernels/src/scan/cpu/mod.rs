@@ -12,6 +12,7 @@
 
 mod backward;
 mod delta;
+pub mod elementwise;
 mod forward;
 mod packing;
 mod parallel;

@@ -1,7 +1,7 @@
 //! The closed-form backward pass of the matrix-state scan: recomputes the chunks, keeps one state a
 //! chunk, and gets the decay's gradient from `q dq` and `k dk` without any state.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{
     LOG_DECAY_GRADIENT_FLOOR,
@@ -9,6 +9,7 @@ use super::{
     pairs::lower_mask,
 };
 use crate::{
+    precision::cast,
     primitive::Primitive,
     scan::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec},
 };
@@ -20,6 +21,9 @@ pub(crate) fn backward<B: Backend>(
     of: GradientOf,
     spec: &ScanSpec,
 ) -> ScanGradients<B> {
+    let dtypes = arguments.dtypes();
+    let arguments = arguments.widened();
+    let gradient = cast::<B>(gradient, arguments.q.dtype());
     let log_decay = Primitive::<B>(arguments.log_decay.clone());
     let forward = compute(arguments, spec);
     let Forward { chunks, q, k, pairs, attention, decay, writes, states, states_after, delta, .. } = &forward;
@@ -118,4 +122,5 @@ pub(crate) fn backward<B: Backend>(
         }),
         initial_state: if spec.has_initial_state { chunks.states(initial).0 } else { absent() },
     }
+    .narrowed(dtypes)
 }

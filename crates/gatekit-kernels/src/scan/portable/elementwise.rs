@@ -1,22 +1,13 @@
-//! The elementwise recurrence as a parallel prefix over `(a, x)` pairs, in `log2(time)` passes.
+//! The elementwise recurrence as a parallel prefix.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
-use crate::{primitive::Primitive, scan::ElementwiseSpec};
-
-/// `h_t = a_t h_{t-1} + x_t` from `h = 0`, along axis 1: `(a2, x2) o (a1, x1) = (a1 a2, a2 x1 + x2)`.
-fn prefix<B: Backend>(mut a: Primitive<B>, mut x: Primitive<B>) -> Primitive<B> {
-    let time = x.dims()[1];
-    let mut shift = 1;
-    while shift < time {
-        let later = a.narrow(1, shift..time);
-        let carried = later.clone() * x.narrow(1, 0..time - shift);
-        x = Primitive::cat(vec![x.narrow(1, 0..shift), x.narrow(1, shift..time) + carried], 1);
-        a = Primitive::cat(vec![a.narrow(1, 0..shift), later * a.narrow(1, 0..time - shift)], 1);
-        shift *= 2;
-    }
-    x
-}
+use crate::{
+    precision::{narrow, widen},
+    prefix::prefix,
+    primitive::Primitive,
+    scan::{ElementwiseSpec, GradientOf},
+};
 
 /// First and last step of every sequence: all rows share one, packed rows have several.
 fn sequences(spec: &ElementwiseSpec, time: usize) -> Vec<(usize, usize)> {
@@ -97,6 +88,8 @@ pub(crate) fn elementwise_forward<B: Backend>(
     initial_state: FloatTensor<B>,
     spec: &ElementwiseSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = x.dtype();
+    let [x, log_decay, initial_state] = widen::<B, 3>([x, log_decay, initial_state]);
     let x = Primitive::<B>(x);
     let a = Primitive::<B>(log_decay).exp();
     let starts = sequences(spec, x.dims()[1]);
@@ -109,7 +102,7 @@ pub(crate) fn elementwise_forward<B: Backend>(
     let a = a.clone() * cleared(&a, starts.iter().map(first));
     let h = prefix(a, x);
     let final_state = taken(&h, spec, last);
-    (h.0, final_state.0)
+    (h.cast(dtype).0, final_state.0)
 }
 
 /// Gradients of `x`, the log decay and the initial state.
@@ -120,19 +113,20 @@ pub(crate) fn elementwise_backward<B: Backend>(
     output: FloatTensor<B>,
     log_decay: FloatTensor<B>,
     initial_state: FloatTensor<B>,
-    output_gradient: Option<FloatTensor<B>>,
-    state_gradient: Option<FloatTensor<B>>,
+    gradient: FloatTensor<B>,
+    of: GradientOf,
     spec: &ElementwiseSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    // The output is of the type of `x`, as the gradient of `x` is to be.
+    let dtypes = [output.dtype(), log_decay.dtype(), initial_state.dtype()];
+    let [output, log_decay, initial_state, gradient] =
+        widen::<B, 4>([output, log_decay, initial_state, gradient]);
     let h = Primitive::<B>(output);
     let a = Primitive::<B>(log_decay).exp();
-    let dims = h.dims();
-    let time = dims[1];
-    let from_state = state_gradient.map(|gradient| placed(&Primitive::<B>(gradient), &h, spec, last));
-    let gradient = match (output_gradient.map(Primitive::<B>), from_state) {
-        (Some(output), Some(state)) => output + state,
-        (Some(gradient), None) | (None, Some(gradient)) => gradient,
-        (None, None) => h.zeros(dims.clone()),
+    let time = h.dims()[1];
+    let gradient = match of {
+        GradientOf::Output => Primitive::<B>(gradient),
+        GradientOf::FinalState => placed(&Primitive::<B>(gradient), &h, spec, last),
     };
 
     let starts = sequences(spec, time);
@@ -147,7 +141,7 @@ pub(crate) fn elementwise_backward<B: Backend>(
     }
     let log_decay = start_gradient.clone() * previous;
     let initial = if spec.has_initial_state { taken(&start_gradient, spec, first).0 } else { h.zeros([1]).0 };
-    (dx.0, log_decay.0, initial)
+    narrow::<B, 3>([dx.0, log_decay.0, initial], dtypes).into()
 }
 
 /// Every step moved one step earlier, a zero at the end.

@@ -1,6 +1,6 @@
 //! The chunked forward pass of the matrix-state scan.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{
     LOG_DECAY_FLOOR,
@@ -53,15 +53,17 @@ pub(super) fn times<B: Backend>(x: &Primitive<B>, factor: &Option<Primitive<B>>)
     }
 }
 
-/// Output `[batch, time, heads, value_dim]` and final state.
+/// Output `[batch, time, heads, value_dim]`, in the type of `q`, and final state, in that of the sums.
 pub(crate) fn forward<B: Backend>(
     arguments: ScanArguments<B>,
     spec: &ScanSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let result = compute(arguments, spec);
-    (result.chunks.join(result.output).0, result.final_state.0)
+    let dtype = arguments.q.dtype();
+    let result = compute(arguments.widened(), spec);
+    (result.chunks.join(result.output).cast(dtype).0, result.final_state.0)
 }
 
+/// Arguments in one type, that of the sums.
 pub(super) fn compute<B: Backend>(arguments: ScanArguments<B>, spec: &ScanSpec) -> Forward<B> {
     let q = Primitive::<B>(arguments.q);
     let chunks = Chunks::new(&q.dims(), spec);

@@ -1,6 +1,6 @@
 //! One step of the matrix-state scan, as it is defined.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use crate::{
     primitive::Primitive,
@@ -12,6 +12,8 @@ pub(crate) fn step<B: Backend>(
     arguments: ScanArguments<B>,
     spec: &StepSpec,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = arguments.q.dtype();
+    let arguments = arguments.widened();
     let v = Primitive::<B>(arguments.v);
     let dims = v.dims();
     let (batch, heads, value_dim) = (dims[0], dims[1], dims[2]);
@@ -37,5 +39,5 @@ pub(crate) fn step<B: Backend>(
     };
     let state = state + column(k, key_dim) * write;
     let output = row(&q, key_dim).matmul(state.clone()).reshape([batch, heads, value_dim]);
-    (output.0, state.0)
+    (output.cast(dtype).0, state.0)
 }
