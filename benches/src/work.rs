@@ -9,7 +9,7 @@ use crate::{
     case::Case,
     layers,
     op::{Op, Pass, Precision},
-    scans,
+    scans, vectors,
 };
 
 /// Elements that a thread copies at a time.
@@ -90,7 +90,8 @@ impl Work {
 pub fn prepare(case: Case, device: &Device, seed: u64) -> Work {
     device.seed(seed);
     match case.op {
-        Op::Elementwise => layers::elementwise(case, device),
+        Op::Elementwise => vectors::elementwise(case, device),
+        Op::SelectiveScan => vectors::selective_scan_of(case, device),
         Op::ShortConvolution => layers::short_convolution(case, device),
         Op::GatedRmsNorm => layers::gated_rms_norm(case, device),
         Op::Softmax => layers::softmax(case, device),
