@@ -12,9 +12,6 @@ use crate::{
     scans, vectors,
 };
 
-/// Elements that a thread copies at a time.
-const COPIED_TOGETHER: usize = 1 << 18;
-
 /// A case with its inputs, on a device.
 pub struct Work {
     /// None for what the processor does without a library.
@@ -74,9 +71,11 @@ impl Work {
             }
             None => {
                 let (from, mut to) = (vec![1.0_f32; elements], vec![0.0_f32; elements]);
+                // Long enough for the stores that go past the caches.
+                let part = elements.div_ceil(rayon::current_num_threads()).max(1);
                 Box::new(move || {
-                    to.par_chunks_mut(COPIED_TOGETHER)
-                        .zip(from.par_chunks(COPIED_TOGETHER))
+                    to.par_chunks_mut(part)
+                        .zip(from.par_chunks(part))
                         .for_each(|(to, from)| to.copy_from_slice(from));
                     black_box(&mut to);
                 })
