@@ -127,7 +127,7 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
     table.collect(
         &mut figures,
         |_| at_least("forward, share of the matrix-product peak", Unit::Share, 0.3, 0.6),
-        |row| table.peak_share(row),
+        |row| table.peak_share(row).filter(|_| on_cpu(&row.device)),
     );
     table.collect(
         &mut figures,
