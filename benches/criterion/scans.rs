@@ -1,4 +1,4 @@
-//! The scans with a matrix state, and the elementwise one: forward, and forward and backward, in both forms.
+//! The scans with a matrix state, the elementwise and the selective one: forward, and forward and backward, in both forms.
 
 mod support;
 
@@ -12,7 +12,11 @@ const SHAPE: Shape = Shape::new(1, 1024, 4, 64);
 
 fn scans(criterion: &mut Criterion) {
     for pass in [Pass::Forward, Pass::ForwardBackward] {
-        for op in Op::ALL.iter().copied().filter(|op| op.is_scan() || *op == Op::Elementwise) {
+        for op in Op::ALL
+            .iter()
+            .copied()
+            .filter(|op| op.is_scan() || matches!(op, Op::Elementwise | Op::SelectiveScan))
+        {
             support::compare(criterion, op, pass, SHAPE);
         }
     }

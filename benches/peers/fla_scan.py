@@ -19,8 +19,8 @@ FORM = "fla, Triton"
 
 
 def gated(operation, x, **arguments):
-    gates = [x[name] for name in ("log_decay", "beta") if name in x]
-    return operation(x["q"], x["k"], x["v"], *gates, **arguments)
+    gates = {"g": x["log_decay"]} | ({"beta": x["beta"]} if "beta" in x else {})
+    return operation(x["q"], x["k"], x["v"], **gates, **arguments)
 
 
 def step(operation):

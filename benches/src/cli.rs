@@ -75,6 +75,9 @@ pub struct ReportArgs {
     /// Seconds for the whole report: later contests are measured more briefly, and the last ones left out.
     #[arg(long)]
     pub budget: Option<f64>,
+    /// Rows of the largest matrix product tried for the peak.
+    #[arg(long, default_value_t = 4096)]
+    pub largest_matmul: usize,
     /// One small shape, few repeats: to see that everything runs.
     #[arg(long)]
     pub quick: bool,
@@ -141,7 +144,7 @@ impl ReportArgs {
             passes: self.passes.clone(),
             precision: self.dtype,
             threads: self.thread_count(),
-            largest_matmul: if self.quick { 512 } else { usize::MAX },
+            largest_matmul: if self.quick { 512 } else { self.largest_matmul },
         }
     }
 }

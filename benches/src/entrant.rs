@@ -132,7 +132,7 @@ mod tests {
         let work = work::prepare(case, &Device::flex(), 0);
         let tokens = 2 * 70 * 3;
         assert_eq!(work.input_bytes, 4 * tokens * (4 * 16 + 1));
-        assert_eq!(work.result_bytes, 4 * tokens * (2 * 16 + 4 * 16 + 1));
+        assert_eq!(work.result_bytes, 4 * tokens * (16 + 4 * 16 + 1));
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
     table.collect(
         &mut figures,
         |_| at_least("forward, share of the matrix-product peak", Unit::Share, 0.3, 0.6),
-        |row| table.peak_share(row),
+        |row| table.peak_share(row).filter(|_| on_cpu(&row.device)),
     );
     table.collect(
         &mut figures,
@@ -182,6 +182,11 @@ pub fn matmul_peak(rows: &[Row], device: &str, dtype: &str) -> Option<f64> {
         .reduce(f64::max)
 }
 
+/// Where an op stands among the headline's.
+fn place(op: &str) -> usize {
+    HEADLINE_OPS.iter().position(|known| known.name() == op).unwrap_or(HEADLINE_OPS.len())
+}
+
 struct Table<'a> {
     rows: &'a [Row],
 }
@@ -196,7 +201,7 @@ impl<'a> Table<'a> {
     ) {
         let first = figures.len();
         for row in self.rows.iter().filter(|row| row.form == "fused") {
-            if !HEADLINE_OPS.iter().any(|op| op.name() == row.op) {
+            if place(&row.op) == HEADLINE_OPS.len() {
                 continue;
             }
             let Some(value) = value(row) else { continue };
@@ -226,7 +231,7 @@ impl<'a> Table<'a> {
         for figure in &mut figures[first..] {
             figure.verdict = goal(&figure.op).verdict(&figure.cases);
         }
-        figures[first..].sort_by(|a, b| a.device.cmp(&b.device));
+        figures[first..].sort_by(|a, b| (&a.device, place(&a.op)).cmp(&(&b.device, place(&b.op))));
     }
 
     fn of_contest(&self, row: &'a Row) -> impl Iterator<Item = &'a Row> {

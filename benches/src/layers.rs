@@ -1,4 +1,4 @@
-//! What stands around the scans, and the two operations without a matrix state.
+//! What stands around the scans.
 //!
 //! The portable forms of the norm and the convolution are the tensor operations of their equations, as
 //! one would write them without this library.
@@ -9,9 +9,8 @@ use gatekit::core::{
     ModuleConfig,
     attention::{AttentionOptions, causal_attention},
     conv::{ShortConvolution, ShortConvolutionConfig},
-    decay::log_sigmoid_stable,
     norm::GatedRmsNormConfig,
-    scan::{ScanForm, elementwise_recurrence, elementwise_recurrence_step},
+    scan::ScanForm,
 };
 
 use crate::{
@@ -22,29 +21,6 @@ use crate::{
 
 /// Taps of a filter: what published models use.
 const TAPS: usize = 4;
-
-pub(crate) fn elementwise(case: Case, device: &Device) -> Work {
-    let shape = case.shape;
-    let mut inputs = Inputs::new(case, device);
-    let dims = [shape.batch, shape.time, shape.channels()];
-    let x = inputs.draw(dims, Distribution::Normal(0.0, 1.0));
-    let logits = inputs.normal(dims);
-    let gate = inputs.take_wide(log_sigmoid_stable(logits));
-    if case.pass == Pass::Decode {
-        let (x, gate) = (x.narrow(1, 0, 1).squeeze_dim::<2>(1), gate.narrow(1, 0, 1).squeeze_dim::<2>(1));
-        let state = Tensor::<2>::zeros([shape.batch, shape.channels()], device);
-        return inputs
-            .over_steps(state, move |state| elementwise_recurrence_step(x.clone(), gate.clone(), state));
-    }
-    let form = match case.form {
-        Form::Fused => ScanForm::Auto,
-        Form::Portable => ScanForm::Portable,
-    };
-    let bytes = bytes_of(&x);
-    inputs.over_sequences(bytes, move || {
-        elementwise_recurrence(x.clone(), gate.clone(), None, None, form).output
-    })
-}
 
 pub(crate) fn short_convolution(case: Case, device: &Device) -> Work {
     let shape = case.shape;

@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`shape`], [`op`], [`case`] | what can be measured, by name |
-//! | [`work`], [`scans`], [`layers`] | a case made ready to be executed |
+//! | [`work`], [`scans`], [`vectors`], [`layers`] | a case made ready to be executed |
 //! | [`memory`] | bytes the program holds, from its allocator |
 //! | [`statistics`], [`race`] | how times are taken: contestants in turn, medians and quartiles |
 //! | [`peer`], [`agreement`] | other libraries, behind worker processes; whether they compute the same |
@@ -35,6 +35,7 @@ pub mod shape;
 pub mod statistics;
 pub mod store;
 pub mod table;
+pub mod vectors;
 pub mod work;
 
 /// An allocator that keeps large blocks, since every operation of a CPU backend allocates its

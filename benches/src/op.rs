@@ -66,6 +66,8 @@ named! {
         Linear = "linear",
         /// The elementwise recurrence (HGRN).
         Elementwise = "elementwise",
+        /// The selective scan of state-space models, with 16 numbers of state a channel.
+        SelectiveScan = "selective-scan",
         /// The causal depthwise convolution of four taps with SiLU.
         ShortConvolution = "short-convolution",
         /// The norm of a head's channels, and a swish gate.
@@ -112,7 +114,14 @@ named! {
 impl Op {
     /// Whether it is a scan with a matrix state.
     pub fn is_scan(self) -> bool {
-        !matches!(self, Self::Elementwise | Self::ShortConvolution | Self::GatedRmsNorm | Self::Softmax)
+        !matches!(
+            self,
+            Self::Elementwise
+                | Self::SelectiveScan
+                | Self::ShortConvolution
+                | Self::GatedRmsNorm
+                | Self::Softmax
+        )
     }
 
     /// Whether our code has this pass in this form.

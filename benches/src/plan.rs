@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Sizes of the square matrix products among which the peak is looked for.
-const MATMUL_SIZES: [usize; 4] = [512, 1024, 2048, 4096];
+const MATMUL_SIZES: [usize; 5] = [512, 1024, 2048, 4096, 8192];
 /// Above this a product takes seconds on a processor.
 const LARGEST_ON_CPU: usize = 2048;
 
@@ -113,12 +113,12 @@ pub fn on_cpu(device: &str) -> bool {
 type Peers<'a> = &'a [(PeerKind, Ready)];
 
 impl Settings {
-    /// Every op with every shape and pass.
+    /// Every op with every shape and pass; shape by shape, so that a run cut short has all ops.
     pub fn contests(&self, peers: Peers) -> Vec<Contest> {
         let mut contests = Vec::new();
-        for &op in &self.ops {
-            for &pass in &self.passes {
-                for &shape in &self.shapes {
+        for &shape in &self.shapes {
+            for &op in &self.ops {
+                for &pass in &self.passes {
                     self.push(&mut contests, op, pass, op.shape_of(pass, shape), &self.forms, peers);
                 }
             }
@@ -130,11 +130,13 @@ impl Settings {
     pub fn headline(&self, peers: Peers) -> Vec<Contest> {
         let (fused, both) = (&[Form::Fused][..], &[Form::Fused, Form::Portable][..]);
         let mut contests = Vec::new();
-        for op in HEADLINE_OPS {
-            for shape in HEADLINE_SHAPES {
+        for shape in HEADLINE_SHAPES {
+            for op in HEADLINE_OPS {
                 self.push(&mut contests, op, Pass::Forward, shape, fused, peers);
                 self.push(&mut contests, op, Pass::ForwardBackward, shape, both, peers);
             }
+        }
+        for op in HEADLINE_OPS {
             for shape in HEADLINE_STATES {
                 self.push(&mut contests, op, Pass::Decode, shape, fused, peers);
             }

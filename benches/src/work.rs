@@ -9,11 +9,8 @@ use crate::{
     case::Case,
     layers,
     op::{Op, Pass, Precision},
-    scans,
+    scans, vectors,
 };
-
-/// Elements that a thread copies at a time.
-const COPIED_TOGETHER: usize = 1 << 18;
 
 /// A case with its inputs, on a device.
 pub struct Work {
@@ -22,8 +19,8 @@ pub struct Work {
     execute: Box<dyn FnMut()>,
     /// Bytes of the inputs.
     pub input_bytes: usize,
-    /// Bytes of what an execution hands back: outputs, and with a backward pass their gradients and
-    /// those of the inputs.
+    /// Bytes that an execution cannot do without when it holds most: the output; with a backward pass the
+    /// gradient of the output, which by then has taken the output's place, and those of the inputs.
     pub result_bytes: usize,
 }
 
@@ -74,9 +71,11 @@ impl Work {
             }
             None => {
                 let (from, mut to) = (vec![1.0_f32; elements], vec![0.0_f32; elements]);
+                // Long enough for the stores that go past the caches.
+                let part = elements.div_ceil(rayon::current_num_threads()).max(1);
                 Box::new(move || {
-                    to.par_chunks_mut(COPIED_TOGETHER)
-                        .zip(from.par_chunks(COPIED_TOGETHER))
+                    to.par_chunks_mut(part)
+                        .zip(from.par_chunks(part))
                         .for_each(|(to, from)| to.copy_from_slice(from));
                     black_box(&mut to);
                 })
@@ -90,7 +89,8 @@ impl Work {
 pub fn prepare(case: Case, device: &Device, seed: u64) -> Work {
     device.seed(seed);
     match case.op {
-        Op::Elementwise => layers::elementwise(case, device),
+        Op::Elementwise => vectors::elementwise(case, device),
+        Op::SelectiveScan => vectors::selective_scan_of(case, device),
         Op::ShortConvolution => layers::short_convolution(case, device),
         Op::GatedRmsNorm => layers::gated_rms_norm(case, device),
         Op::Softmax => layers::softmax(case, device),
@@ -152,7 +152,7 @@ impl Inputs {
     ) -> Work {
         let (execute, result_bytes): (Box<dyn FnMut()>, _) = match self.differentiate {
             true => {
-                (Box::new(move || drop(black_box(forward().sum().backward()))), 2 * output_bytes + self.bytes)
+                (Box::new(move || drop(black_box(forward().sum().backward()))), output_bytes + self.bytes)
             }
             false => (Box::new(move || drop(black_box(forward()))), output_bytes),
         };
