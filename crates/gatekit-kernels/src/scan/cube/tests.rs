@@ -1,10 +1,13 @@
 //! What the tests of the public scans rely on: that the test device has the kernels; and half precision.
 
-use burn::tensor::{DType, TensorData};
+use burn::{
+    backend::ops::FloatTensorOps,
+    tensor::{DType, TensorData},
+};
 use burn_cubecl::{
     CubeBackend, CubeDevice,
     kernel::cast,
-    ops::{from_data, into_data_sync, numeric::zeros},
+    ops::{into_data_sync, numeric::zeros},
     tensor::CubeTensor,
 };
 use cubecl::ir::{
@@ -38,7 +41,7 @@ fn numbers(dims: [usize; 4], seed: usize, device: &CubeDevice) -> CubeTensor {
     let values: Vec<f32> =
         (0..count).map(|index| ((index * 97 + seed * 31) % 251) as f32 / 128.0 - 1.0).collect();
     let data = TensorData::new(values, dims);
-    cast(cast(from_data(data, device), DType::F16), DType::F32)
+    cast(cast(CubeBackend::float_from_data(data, device), DType::F16), DType::F32)
 }
 
 fn close(name: &str, got: CubeTensor, want: CubeTensor) {
