@@ -188,8 +188,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         );
     }
 
-    let mut gradient_q = stage.to_columns(&from_state, &column);
-    let mut gradient_k = stage.to_columns(&to_state, &column);
+    let mut gradient_q = stage.gather(&from_state, &column);
+    let mut gradient_k = stage.gather(&to_state, &column);
     if comptime!(plan.decay != DecayKind::None) {
         gradient_q = times_from_start(&gradient_q, &own_factors);
         gradient_k = times_to_end(&gradient_k, &own_factors);
@@ -299,8 +299,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             sync_cube();
         }
     }
-    let mut part_q = stage.to_columns(&sum_q, &column);
-    let mut part_k = stage.to_columns(&sum_k, &column);
+    let mut part_q = stage.gather(&sum_q, &column);
+    let mut part_k = stage.gather(&sum_k, &column);
     if comptime!(plan.decay == DecayKind::PerKey) {
         part_q = times_from_start(&part_q, &own_factors);
         part_k = times_to_end(&part_k, &own_factors);
@@ -391,7 +391,7 @@ impl<E: Float> Stage<E> {
 
     /// The unit's steps of its channel of accumulators `[steps, channels]`. Synchronises the cube before it writes; the
     /// caller does before the next writing.
-    fn to_columns(&mut self, blocks: &Blocks, column: &Column) -> Array<f32> {
+    fn gather(&mut self, blocks: &Blocks, column: &Column) -> Array<f32> {
         let mut result = Array::<f32>::new(BLOCK);
         sync_cube();
         self.spill(blocks);
