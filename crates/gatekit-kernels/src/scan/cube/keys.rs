@@ -32,6 +32,10 @@ const SLAB: usize = BLOCK;
 /// Distance between the rows of the operands: 64 steps or 64 channels, and the pairs' 64 columns.
 const STRIDE: usize = operand_stride(SUB_CHUNKS);
 
+/// Distance between the rows of the float32 stage. Without padding, or it would not fit into 32 KiB: matrix units write
+/// it with conflicts in the banks, but units read it along rows.
+const FLOAT_STRIDE: usize = CHANNELS;
+
 /// What is known when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KeysPlan {
@@ -46,7 +50,7 @@ impl KeysPlan {
 
     /// Numbers of the float32 stage beside the operands.
     const fn stage_len(self) -> usize {
-        if self.planes.is_none() { 1 } else { self.grid().stage_len(SUB_CHUNKS) }
+        if self.planes.is_none() { 1 } else { CHUNK * FLOAT_STRIDE }
     }
 
     /// The blocks that hold pairs.
@@ -188,8 +192,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
         );
     }
 
-    let mut gradient_q = stage.to_columns(&from_state, &column);
-    let mut gradient_k = stage.to_columns(&to_state, &column);
+    let mut gradient_q = stage.gather(&from_state, &column);
+    let mut gradient_k = stage.gather(&to_state, &column);
     if comptime!(plan.decay != DecayKind::None) {
         gradient_q = times_from_start(&gradient_q, &own_factors);
         gradient_k = times_to_end(&gradient_k, &own_factors);
@@ -299,8 +303,8 @@ pub(super) fn keys_kernel<F: Float, G: Float, D: Float, S: Float, E: Float, NV: 
             sync_cube();
         }
     }
-    let mut part_q = stage.to_columns(&sum_q, &column);
-    let mut part_k = stage.to_columns(&sum_k, &column);
+    let mut part_q = stage.gather(&sum_q, &column);
+    let mut part_k = stage.gather(&sum_k, &column);
     if comptime!(plan.decay == DecayKind::PerKey) {
         part_q = times_from_start(&part_q, &own_factors);
         part_k = times_to_end(&part_k, &own_factors);
@@ -369,7 +373,7 @@ impl<E: Float> Stage<E> {
         if comptime!(self.grid.planes.is_none()) {
             blocks.spill_to::<E>(&mut self.operands, STRIDE, 0usize, SUB_CHUNKS);
         } else {
-            blocks.spill(&mut self.floats, 0usize, SUB_CHUNKS);
+            blocks.spill_to::<f32>(&mut self.floats, FLOAT_STRIDE, 0usize, SUB_CHUNKS);
         }
     }
 
@@ -377,7 +381,7 @@ impl<E: Float> Stage<E> {
         if comptime!(self.grid.planes.is_none()) {
             f32::cast_from(self.operands[row * STRIDE + col])
         } else {
-            self.floats[row * comptime!(self.grid.stage_stride(SUB_CHUNKS)) + col]
+            self.floats[row * FLOAT_STRIDE + col]
         }
     }
 
@@ -385,13 +389,13 @@ impl<E: Float> Stage<E> {
         if comptime!(self.grid.planes.is_none()) {
             self.operands[row * STRIDE + col] = E::cast_from(value);
         } else {
-            self.floats[row * comptime!(self.grid.stage_stride(SUB_CHUNKS)) + col] = value;
+            self.floats[row * FLOAT_STRIDE + col] = value;
         }
     }
 
     /// The unit's steps of its channel of accumulators `[steps, channels]`. Synchronises the cube before it writes; the
     /// caller does before the next writing.
-    fn to_columns(&mut self, blocks: &Blocks, column: &Column) -> Array<f32> {
+    fn gather(&mut self, blocks: &Blocks, column: &Column) -> Array<f32> {
         let mut result = Array::<f32>::new(BLOCK);
         sync_cube();
         self.spill(blocks);

@@ -1,10 +1,13 @@
 //! What the tests of the public scans rely on: that the test device has the kernels; and half precision.
 
-use burn::tensor::{DType, TensorData};
+use burn::{
+    backend::ops::FloatTensorOps,
+    tensor::{DType, TensorData},
+};
 use burn_cubecl::{
     CubeBackend, CubeDevice,
     kernel::cast,
-    ops::{from_data, into_data_sync, numeric::zeros},
+    ops::{into_data_sync, numeric::zeros},
     tensor::CubeTensor,
 };
 use cubecl::ir::{
@@ -32,13 +35,13 @@ fn the_default_device_has_kernels() {
     assert_eq!(blueprint.planes, None, "float32 never goes through matrix units");
 }
 
-/// Reproducible numbers in `[-1, 1)` that are exact in half precision.
+/// Reproducible numbers in `[-1, 1)`, multiples of 1/128 and so exact in half precision.
 fn numbers(dims: [usize; 4], seed: usize, device: &CubeDevice) -> CubeTensor {
     let count = dims.iter().product::<usize>();
     let values: Vec<f32> =
         (0..count).map(|index| ((index * 97 + seed * 31) % 251) as f32 / 128.0 - 1.0).collect();
     let data = TensorData::new(values, dims);
-    cast(cast(from_data(data, device), DType::F16), DType::F32)
+    CubeBackend::float_from_data(data, device)
 }
 
 fn close(name: &str, got: CubeTensor, want: CubeTensor) {
@@ -71,10 +74,7 @@ fn half_precision_inputs() {
             k: input(key_dim, 2),
             v: input(value_dim, 3),
             // Mixed types are legal: log decays stay in float32.
-            log_decay: burn_cubecl::ops::numeric::add_scalar(
-                log_decay,
-                cubecl::prelude::InputScalar::new(-1.0f32, ElemType::Float(FloatKind::F32)),
-            ),
+            log_decay: CubeBackend::float_add_scalar(log_decay, (-1.0).into()),
             beta: cast(zeros(device.clone(), [1].into(), DType::F32), dtype),
             initial_state: numbers([1, 2, key_dim, value_dim], 5, &device),
         }
