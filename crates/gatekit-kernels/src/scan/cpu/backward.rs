@@ -9,7 +9,7 @@
 //! ```
 //!
 //! where d_t, the value written, is v_t or the delta rule's residual times beta_t. Gradients over V are made with V as
-//! the lanes, by jobs of one kind ([`values`] or [`delta`]), gradients over K with K as the lanes, by jobs
+//! the lanes, by jobs of one kind ([`Additive`] or [`delta`]), gradients over K with K as the lanes, by jobs
 //! of another ([`keys`]); a forward and a reverse scan each.
 //!
 //! The gradient of the decays needs no state: with dq', dk' the parts of the gradients that come from other steps,
@@ -23,13 +23,16 @@
 //! rounding error of long sums. Of the states, the forward scan over the keys keeps those before the marks only.
 
 mod keys;
-mod values;
 
+use super::additive::Additive;
 use super::delta;
 use super::problem::{Gradients, Problem, expect_shape};
-use crate::{float::Float, simd::Level};
+use crate::{
+    float::Float,
+    memory::{Filling, filled},
+    simd::Level,
+};
 use keys::{Terms, over_keys};
-use values::over_values;
 
 /// Gradients of all inputs, from those of the output `[B, T, H, V]` and of the final state `[segments, H, K, V]`; an
 /// absent one is 0. The gradient of a log decay below -30 is 0.
@@ -70,7 +73,7 @@ pub(super) unsafe fn backward_at<F: Float>(
             let (values, written) = delta::backward(level, &upstream);
             (values, Some(written))
         } else {
-            (over_values(level, &upstream), None)
+            (additive_over_values(level, &upstream), None)
         };
         let terms = match &erased {
             Some(written) => Terms { written, erased: Some(&values.v) },
@@ -101,4 +104,22 @@ pub(super) struct ValueGradients<F> {
     pub(super) v: Vec<F>,
     pub(super) beta: Option<Vec<F>>,
     pub(super) initial_state: Option<Vec<F>>,
+}
+
+/// The additive scan's gradients of v and of the initial state.
+///
+/// # Safety
+/// `level` must be available.
+unsafe fn additive_over_values<F: Float>(level: Level, upstream: &Upstream<F>) -> ValueGradients<F> {
+    let Upstream { problem, grad_output: written, grad_state: start } = *upstream;
+    let states = problem.initial_state.map_or(0, <[F]>::len);
+    // SAFETY: the jobs cover all tokens, heads and columns of V; every segment has one state.
+    let [v, state] = unsafe {
+        filled([problem.v.len(), states], |places| {
+            let [output, state] = places.map(Filling::unwritten);
+            let end = problem.initial_state.map(|_| state);
+            Additive::<F, true> { problem, written, start, output, end }.run(level);
+        })
+    };
+    ValueGradients { v, beta: None, initial_state: problem.initial_state.map(|_| state) }
 }

@@ -10,6 +10,7 @@
 //! segments, heads and blocks of the state; every sum is made in an order that depends on neither the number of threads
 //! nor the blocks, so results repeat bit by bit.
 
+mod additive;
 mod ahead;
 mod backward;
 mod delta;
