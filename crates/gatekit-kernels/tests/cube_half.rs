@@ -11,9 +11,9 @@ use gatekit_kernels::scan::{DecayKind, WriteKind};
 use support::scan::{Case, DECAYS, Forgetting, Types, gpu};
 
 /// Both kinds of half precision that the device has, beside float32 and throughout, with the error that a result may
-/// have.
+/// have: several roundings to 11 or 8 bits, of operands, of results and of the two gradients that are added up.
 fn types() -> Vec<(Types, f64)> {
-    let halves = [(DType::F16, 1.0), (DType::BF16, 1.0)];
+    let halves = [(DType::F16, 4e-3), (DType::BF16, 3e-2)];
     let known = halves.into_iter().filter(|(dtype, _)| gpu().supports_dtype(*dtype));
     known
         .flat_map(|(main, tolerance)| [main, DType::F32].map(|other| (Types { main, other }, tolerance)))
@@ -22,7 +22,6 @@ fn types() -> Vec<(Types, f64)> {
 
 fn check(case: &Case) {
     for write in [WriteKind::Additive, WriteKind::Delta] {
-        if std::env::var("GKW").is_ok_and(|w| w != format!("{write:?}")) { continue; }
         for (types, tolerance) in types() {
             Case { write, ..case.clone() }.check(types, tolerance);
         }

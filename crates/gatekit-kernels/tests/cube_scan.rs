@@ -15,7 +15,8 @@ const TOLERANCE: f64 = 2e-5;
 fn lengths() {
     for time in [1, 15, 64, 65, 200] {
         for decay in DECAYS {
-            Case { initial: time != 64, ..Case::new([2, time, 2, 16, 16], decay) }.check(Types::SINGLE, TOLERANCE);
+            Case { initial: time != 64, ..Case::new([2, time, 2, 16, 16], decay) }
+                .check(Types::SINGLE, TOLERANCE);
         }
     }
 }
@@ -27,11 +28,13 @@ fn head_sizes() {
     let sizes = [(1, 1), (3, 17), (17, 3), (64, 64), (128, 64), (64, 128), (256, 64), (64, 256)];
     for (key_dim, value_dim) in sizes {
         for decay in DECAYS {
-            Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], decay) }.check(Types::SINGLE, TOLERANCE);
+            Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], decay) }
+                .check(Types::SINGLE, TOLERANCE);
         }
     }
     for (key_dim, value_dim) in [(17, 64), (128, 3)] {
-        Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], DecayKind::PerKey) }.check(Types::SINGLE, TOLERANCE);
+        Case { initial: true, ..Case::new([1, 80, 2, key_dim, value_dim], DecayKind::PerKey) }
+            .check(Types::SINGLE, TOLERANCE);
     }
 }
 
@@ -40,7 +43,8 @@ fn packed_sequences() {
     for decay in DECAYS {
         for initial in [false, true] {
             let boundaries = Some(vec![0, 1, 64, 65, 193, 200]);
-            Case { boundaries, initial, ..Case::new([1, 200, 2, 24, 40], decay) }.check(Types::SINGLE, TOLERANCE);
+            Case { boundaries, initial, ..Case::new([1, 200, 2, 24, 40], decay) }
+                .check(Types::SINGLE, TOLERANCE);
         }
     }
 }

@@ -105,10 +105,12 @@ impl Case {
         let device = device.clone().autodiff();
         let Types { main, other } = types;
         let dtypes = [main, main, main, other, main, other, main, types.states()];
-        let mut tensors = self.inputs(exact).into_iter().zip(dtypes).map(|((values, dims), dtype)| {
-            tensor::<4>(&values, dims.try_into().unwrap(), &device, dtype)
-        });
-        let [q, k, v, log_decay, beta, initial, w_output, w_state] = std::array::from_fn(|_| tensors.next().unwrap());
+        let mut tensors =
+            self.inputs(exact).into_iter().zip(dtypes).map(|((values, dims), dtype)| {
+                tensor::<4>(&values, dims.try_into().unwrap(), &device, dtype)
+            });
+        let [q, k, v, log_decay, beta, initial, w_output, w_state] =
+            std::array::from_fn(|_| tensors.next().unwrap());
         let [q, k, v, log_decay, beta, initial] =
             [q, k, v, log_decay, beta, initial].map(Tensor::require_grad);
         let spec = ScanSpec {
@@ -159,7 +161,6 @@ impl Case {
         for ((name, want), (_, got)) in want.iter().zip(&got) {
             assert!(got.iter().all(|x| x.is_finite()), "{self:?}: {types:?}: {name}: not finite");
             let error = relative_error(got, want);
-            println!("ERR {name} {error:.2e} {self:?} {types:?}");
             assert!(error < tolerance, "{self:?}: {types:?}: {name}: relative error {error}");
         }
     }

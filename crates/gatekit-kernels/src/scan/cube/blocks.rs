@@ -433,7 +433,12 @@ fn held_block(#[comptime] index: usize, #[comptime] grid: Grid) -> usize {
 
 /// Where a block starts in the shared memory that columns from `first` on are spilled to.
 #[cube]
-fn stage_place(block: usize, #[comptime] first: usize, #[comptime] stride: usize, #[comptime] grid: Grid) -> usize {
+fn stage_place(
+    block: usize,
+    #[comptime] first: usize,
+    #[comptime] stride: usize,
+    #[comptime] grid: Grid,
+) -> usize {
     block / comptime!(grid.cols) * comptime!(BLOCK * stride) + (block % comptime!(grid.cols) - first) * BLOCK
 }
 

@@ -15,7 +15,12 @@ use cubecl::{
     },
 };
 
-use super::{blocks::{Planes, UNITS}, keys::KeysPlan, output::OutputPlan, state::StatePlan};
+use super::{
+    blocks::{Planes, UNITS},
+    keys::KeysPlan,
+    output::OutputPlan,
+    state::StatePlan,
+};
 use crate::scan::DecayKind;
 
 /// Buffers of the kernel that has most, and one of scalars and shapes.

@@ -56,13 +56,13 @@ pub(crate) const fn decay_stride(width: usize) -> usize {
 
 #[cube]
 impl Decays {
-    /// Memory for `width` channels.
-    pub fn new(#[comptime] width: usize) -> Decays {
+    /// Memory for `width` channels, and for `room` numbers in each of `from` and `to`, for what comes after the decays.
+    pub fn new(#[comptime] width: usize, #[comptime] room: usize) -> Decays {
         let len = comptime!(CHUNK * decay_stride(width));
         Decays {
             step: Shared::<[f32]>::new_slice(len),
-            from: Shared::<[f32]>::new_aligned_slice(len, ALIGNMENT),
-            to: Shared::<[f32]>::new_slice(len),
+            from: Shared::<[f32]>::new_aligned_slice(comptime!(len.max(room)), ALIGNMENT),
+            to: Shared::<[f32]>::new_aligned_slice(comptime!(len.max(room)), ALIGNMENT),
             whole: Shared::<[f32]>::new_slice(comptime!(SUB_CHUNKS * width)),
             width,
         }

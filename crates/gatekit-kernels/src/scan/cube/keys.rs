@@ -445,7 +445,7 @@ fn write_pairs<G: Float, E: Float>(
     length: usize,
     #[comptime] plan: KeysPlan,
 ) {
-    let mut decays = Decays::new(1usize);
+    let mut decays = Decays::new(1usize, 0usize);
     if comptime!(plan.decay == DecayKind::PerHead) {
         let step = UNIT_POS as usize;
         if step < CHUNK {

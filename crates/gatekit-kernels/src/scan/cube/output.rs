@@ -87,16 +87,22 @@ impl OutputPlan {
         if self.planes.is_none() { SLAB + 1 } else { SLAB + 8 }
     }
 
-    /// Whether the stages of accumulators share the memory of two tables of decays, which then are large enough.
+    /// Whether the stages of accumulators share the memory of two tables of decays.
     const fn shares_stage(self) -> bool {
-        matches!(self.decay, DecayKind::PerKey) && self.scores().stage_len(1) <= CHUNK * decay_stride(SLAB)
+        matches!(self.decay, DecayKind::PerKey)
+    }
+
+    /// Numbers that those tables have room for at least.
+    const fn decay_room(self) -> usize {
+        if self.shares_stage() { self.scores().stage_len(1) } else { 0 }
     }
 
     /// Bytes of shared memory, with operands of `operand_bytes` each.
     pub const fn shared_bytes(self, operand_bytes: usize) -> usize {
         let operands = 2 * CHUNK * self.slab_stride() + SLAB * (STEP_STRIDE + self.rhs_stride());
         let width = self.decay_width();
-        let decays = 3 * CHUNK * decay_stride(width) + SUB_CHUNKS * width;
+        let (table, room) = (CHUNK * decay_stride(width), self.decay_room());
+        let decays = table + 2 * if table < room { room } else { table } + SUB_CHUNKS * width;
         let stage = if self.shares_stage() { 0 } else { 2 * self.scores().stage_len(1) };
         operands * operand_bytes + (decays + stage) * 4
     }
@@ -155,7 +161,7 @@ pub(super) fn output_kernel<
     let mut col_slab = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * plan.slab_stride()), ALIGNMENT);
     let mut lhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * STEP_STRIDE), ALIGNMENT);
     let mut rhs = Shared::<[E]>::new_aligned_slice(comptime!(SLAB * plan.rhs_stride()), ALIGNMENT);
-    let mut decays = Decays::new(comptime!(plan.decay_width()));
+    let mut decays = Decays::new(comptime!(plan.decay_width()), comptime!(plan.decay_room()));
 
     let mut scores = Blocks::zeros(comptime!(plan.scores()));
     let mut outputs = Blocks::zeros(comptime!(plan.outputs()));
@@ -284,7 +290,7 @@ pub(super) fn output_kernel<
     let mut other_stage = if comptime!(plan.shares_stage()) {
         decays.to.clone()
     } else {
-        Shared::<[f32]>::new_slice(comptime!(plan.scores().stage_len(1)))
+        Shared::<[f32]>::new_aligned_slice(comptime!(plan.scores().stage_len(1)), ALIGNMENT)
     };
     #[unroll]
     for strip in 0..SUB_CHUNKS {

@@ -88,7 +88,10 @@ pub(super) fn state_kernel<F: Float, G: Float, S: Float, E: Float, NV: Size>(
     let block = StateBlock { first_key, first_value, key_dim, value_dim };
 
     let mut lhs = Shared::<[E]>::new_aligned_slice(comptime!(plan.slab * BLOCK * CHANNEL_STRIDE), ALIGNMENT);
-    let mut rhs = Shared::<[E]>::new_aligned_slice(comptime!(plan.slab * BLOCK * operand_stride(plan.value_blocks)), ALIGNMENT);
+    let mut rhs = Shared::<[E]>::new_aligned_slice(
+        comptime!(plan.slab * BLOCK * operand_stride(plan.value_blocks)),
+        ALIGNMENT,
+    );
     let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(grid.stage_len(plan.strip)), ALIGNMENT);
     let mut wholes = WholeDecays::new();
 

@@ -2,7 +2,10 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::super::{blocks::{ALIGNMENT, Blocks}, decay::CHUNK};
+use super::super::{
+    blocks::{ALIGNMENT, Blocks},
+    decay::CHUNK,
+};
 use super::place::{Sizes, place_of_cube, state_view};
 use super::tiles::{
     DEPTH, Operand, STEP_BLOCKS, add_product, chunk_grid, fill, fill_times, stage_len, write_out,
