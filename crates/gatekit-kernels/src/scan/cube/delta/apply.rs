@@ -40,7 +40,7 @@ pub(super) fn apply_kernel<X: Float, B: Float, E: Float>(
     sizes: &Sizes,
     #[comptime] apply: Apply,
     #[define(X)] _rows: ElemType,
-    #[define(B)] _beta: ElemType,
+    #[define(B)] _strength: ElemType,
     #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {

@@ -74,7 +74,7 @@ pub(super) fn keys_kernel<F: Float, G: Float, B: Float, E: Float>(
     sizes: &Sizes,
     #[define(F)] _input: ElemType,
     #[define(G)] _decay: ElemType,
-    #[define(B)] _beta: ElemType,
+    #[define(B)] _strength: ElemType,
     #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {

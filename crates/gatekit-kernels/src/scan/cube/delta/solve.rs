@@ -17,7 +17,7 @@ pub(super) fn solve_kernel<B: Float>(
     inverse: &mut [f32],
     count: usize,
     sizes: &Sizes,
-    #[define(B)] _beta: ElemType,
+    #[define(B)] _strength: ElemType,
 ) {
     if CUBE_POS >= count {
         terminate!();

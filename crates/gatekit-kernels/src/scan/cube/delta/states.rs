@@ -231,9 +231,7 @@ fn update(
             let at = row * comptime!(pass.columns()) + column;
             let mut value = state[at];
             if comptime!(decayed && sizes.decay != DecayKind::None) {
-                if row < sizes.key_dim {
-                    value *= from_start[decays.at(place.steps - 1, row)];
-                }
+                value *= decays.read(from_start, place.steps - 1, row);
             }
             state[at] = value + factor * own[m];
         }

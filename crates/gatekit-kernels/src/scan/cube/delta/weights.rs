@@ -40,7 +40,7 @@ pub(super) fn weights_kernel<F: Float, B: Float, E: Float>(
     parts: usize,
     sizes: &Sizes,
     #[define(F)] _input: ElemType,
-    #[define(B)] _beta: ElemType,
+    #[define(B)] _strength: ElemType,
     #[define(E)] _operand: ElemType,
 ) {
     if CUBE_POS >= count {
