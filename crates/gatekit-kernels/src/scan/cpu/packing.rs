@@ -156,6 +156,7 @@ impl Columns {
     /// # Safety
     /// See [`Filling::written`].
     #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(super) unsafe fn written<'f, F>(&self, of: &'f Filling<F>, token: usize) -> &'f mut [F] {
         unsafe { of.written(self.at(token), self.width) }
     }
