@@ -10,6 +10,9 @@
 //! in float64; no other tensor may be in a wider type than that. A result has the type of the main
 //! input, a scan's state that of the sums, a gradient that of its tensor.
 //!
+//! Under Burn's kernel fusion (feature `fusion`) an operation is queued like Burn's own and runs the same CubeCL kernel
+//! when its turn comes; it is not merged with its neighbours.
+//!
 //! Every operation has an analytic backward pass, registered for `Autodiff`, that recomputes what
 //! it needs from the arguments instead of storing it: a scan from one state a chunk.
 #![deny(missing_docs)]
@@ -21,6 +24,8 @@ pub mod conv;
 mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod float;
+#[cfg(feature = "fusion")]
+mod fusion;
 pub mod gate;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;

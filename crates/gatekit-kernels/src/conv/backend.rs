@@ -21,7 +21,7 @@ use super::{ConvolutionArguments, ConvolutionSpec, portable};
 )]
 pub trait ConvolutionBackend: Backend {
     /// Result of [`short_convolution`](super::short_convolution).
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn short_convolution(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -33,7 +33,7 @@ pub trait ConvolutionBackend: Backend {
     }
 
     /// Gradients of `x`, `weight`, `bias` and `state`, given that of the result.
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::short_convolution_backward)]
     fn short_convolution_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

@@ -19,7 +19,7 @@ use super::{Activation, portable};
 )]
 pub trait GateBackend: Backend {
     /// Result of [`gated_product`](super::gated_product).
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn gated_product(
         x: FloatTensor<Self>,
         logits: FloatTensor<Self>,
@@ -29,7 +29,7 @@ pub trait GateBackend: Backend {
     }
 
     /// Gradients of `x` and `logits`, given that of the result.
-    #[fusion(default)]
+    #[fusion(meta = |x, logits, _gradient, _activation| (x.clone(), logits.clone()))]
     fn gated_product_backward(
         x: FloatTensor<Self>,
         logits: FloatTensor<Self>,
@@ -40,7 +40,7 @@ pub trait GateBackend: Backend {
     }
 
     /// Result of [`log_sigmoid_scaled`](super::log_sigmoid_scaled).
-    #[fusion(default)]
+    #[fusion(dtype = logits, shape = logits)]
     fn log_sigmoid_scaled(
         logits: FloatTensor<Self>,
         normalizer: f64,
@@ -50,7 +50,7 @@ pub trait GateBackend: Backend {
     }
 
     /// Gradient of `logits`, given that of the result.
-    #[fusion(default)]
+    #[fusion(dtype = logits, shape = logits)]
     fn log_sigmoid_scaled_backward(
         logits: FloatTensor<Self>,
         gradient: FloatTensor<Self>,

@@ -21,7 +21,7 @@ use super::{NormArguments, NormSpec, portable};
 )]
 pub trait NormBackend: Backend {
     /// Result of [`rms_norm`](super::rms_norm).
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -32,7 +32,7 @@ pub trait NormBackend: Backend {
     }
 
     /// Gradients of `x`, `weight` and `logits`, given that of the result.
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::rms_norm_backward)]
     fn rms_norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

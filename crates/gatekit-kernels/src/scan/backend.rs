@@ -23,7 +23,7 @@ use super::{host, host_elementwise};
 )]
 pub trait ScanBackend: Backend {
     /// Output and final state of [`matrix_scan`](super::matrix_scan).
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::matrix_scan)]
     fn matrix_scan(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -38,7 +38,7 @@ pub trait ScanBackend: Backend {
 
     /// Gradients of `q`, `k`, `v`, `log_decay`, `beta` and `initial_state`, given the gradient of
     /// one of the results.
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::matrix_scan_backward)]
     fn matrix_scan_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -62,7 +62,7 @@ pub trait ScanBackend: Backend {
     }
 
     /// Output and state of [`matrix_scan_step`](super::matrix_scan_step).
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::matrix_scan_step)]
     fn matrix_scan_step(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -76,7 +76,7 @@ pub trait ScanBackend: Backend {
     }
 
     /// States of every step and final states of [`elementwise_scan`](super::elementwise_scan).
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::elementwise_scan)]
     fn elementwise_scan(
         x: FloatTensor<Self>,
         log_decay: FloatTensor<Self>,
@@ -88,7 +88,7 @@ pub trait ScanBackend: Backend {
 
     /// Gradients of `x`, `log_decay` and `initial_state`, given the states of every step and the
     /// gradient of one of the results.
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::elementwise_scan_backward)]
     fn elementwise_scan_backward(
         output: FloatTensor<Self>,
         log_decay: FloatTensor<Self>,

@@ -24,7 +24,7 @@ use crate::scan::SixTensors;
 )]
 pub trait SelectiveBackend: Backend {
     /// Output and final state of [`selective_scan`](super::selective_scan).
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::selective_scan)]
     fn selective_scan(
         x: FloatTensor<Self>,
         delta: FloatTensor<Self>,
@@ -39,7 +39,7 @@ pub trait SelectiveBackend: Backend {
 
     /// Gradients of `x`, `delta`, `a`, `b`, `c` and `initial_state`, each in the dtype of its tensor, given the
     /// gradient of one of the results.
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::selective_scan_backward)]
     fn selective_scan_backward(
         x: FloatTensor<Self>,
         delta: FloatTensor<Self>,
@@ -63,7 +63,7 @@ pub trait SelectiveBackend: Backend {
     }
 
     /// Output and state of [`selective_scan_step`](super::selective_scan_step).
-    #[fusion(default)]
+    #[fusion(meta = crate::fusion::selective_scan_step)]
     fn selective_scan_step(
         x: FloatTensor<Self>,
         delta: FloatTensor<Self>,
