@@ -101,8 +101,7 @@ impl Decays {
     }
 
     /// The decay from the start of the aligned group of `group` sub-chunks around step `step` up to it.
-    #[expect(clippy::wrong_self_convention, reason = "not a conversion: where the decay starts from")]
-    pub fn from_start(&self, step: usize, channel: usize, #[comptime] group: usize) -> f32 {
+    pub fn since_start(&self, step: usize, channel: usize, #[comptime] group: usize) -> f32 {
         let sub_chunk = step / BLOCK;
         let first = (sub_chunk / group) * group;
         let mut product = self.from[step * comptime!(decay_stride(self.width)) + channel];

@@ -368,7 +368,7 @@ fn write_operand<E: Float>(
             if comptime!(to_end) {
                 value *= decays.to_end(step, decayed, group);
             } else {
-                value *= decays.from_start(step, decayed, group);
+                value *= decays.since_start(step, decayed, group);
             }
         }
         target[channel * stride + step] = E::cast_from(value);
