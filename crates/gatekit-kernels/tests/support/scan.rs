@@ -86,7 +86,8 @@ impl Case {
                 x => -0.003 * x,
             },
         };
-        // The delta rule is for keys of length at most 1: longer ones can make what it holds grow, and roundings with it.
+        // The delta rule is for keys of length at most 1: longer ones can make what it holds grow, and with it what is
+        // rounded.
         let length = if self.write == WriteKind::Delta { 1.0 } else { 2.0 };
         let width = (key_dim as f64).sqrt() / length;
         [
