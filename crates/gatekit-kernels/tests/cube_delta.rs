@@ -190,11 +190,12 @@ fn half_precision() {
         let shape = Shape { dims: [1, 100, 2, 32, 16], decay, boundaries: None, initial: true };
         let mut case = Case::new(shape);
         for index in [0, 1, 2, 4] {
-            // Exact in float16, so that only results are rounded.
+            // Exact in float16, so that only results are rounded, and on matrix units what is computed on the way.
             case.inputs[index].iter_mut().for_each(|x| *x = (*x * 512.0).round() / 512.0);
         }
         case.weights[0].iter_mut().for_each(|x| *x = (*x * 512.0).round() / 512.0);
-        // A gradient is the sum of two that are rounded to float16, each to 5e-4 of a value that may be larger.
-        case.check(DType::F16, 3e-3);
+        // Without matrix units 3e-3 would do: a gradient is the sum of two that are rounded to float16, each to 5e-4 of a
+        // value that may be larger. With them, the operands of each of a chain of products are rounded as well.
+        case.check(DType::F16, 1e-2);
     }
 }

@@ -22,8 +22,11 @@ fn types() -> Vec<(Types, f64)> {
 
 fn check(case: &Case) {
     for write in [WriteKind::Additive, WriteKind::Delta] {
+        // On matrix units the delta rule rounds more on its way: the inverse, what it is multiplied with, the state that
+        // the steps read and what they write, each an operand of the next product.
+        let longer = if write == WriteKind::Delta { 1.5 } else { 1.0 };
         for (types, tolerance) in types() {
-            Case { write, ..case.clone() }.check(types, tolerance);
+            Case { write, ..case.clone() }.check(types, longer * tolerance);
         }
     }
 }

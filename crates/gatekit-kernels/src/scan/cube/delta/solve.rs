@@ -34,6 +34,7 @@ pub(super) fn solve_kernel<B: Float>(
     }
     for row in 0..CHUNK {
         let mut value = solved[row * CHUNK + column];
+        let strength = strengths.read(beta, row, 0usize);
         if row < place.steps {
             let mut sums = Array::<f32>::new(SUMS);
             // Rounded up: E is zero at and above the diagonal.
@@ -49,7 +50,7 @@ pub(super) fn solve_kernel<B: Float>(
             for index in 0..SUMS {
                 sum += sums[index];
             }
-            value -= f32::cast_from(beta[strengths.at(row, 0usize)]) * sum;
+            value -= strength * sum;
         }
         solved[row * CHUNK + column] = value;
         inverse[origin + row * CHUNK + column] = value;

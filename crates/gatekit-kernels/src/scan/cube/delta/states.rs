@@ -14,7 +14,7 @@ use super::super::{
     blocks::{ALIGNMENT, BLOCK, Blocks, Grid, Planes, UNITS},
     decay::{CHUNK, SUB_CHUNKS},
 };
-use super::place::{Place, Sizes, place, state_view};
+use super::place::{Place, Sizes, state_view};
 use super::tiles::{
     DEPTH, Operand, STEP_BLOCKS, View, add_product, chunk_grid, fill, fill_times, own_elements, stage_len,
 };
@@ -60,12 +60,13 @@ impl Pass {
 /// The part of a sequence's states that a cube works on.
 #[derive(CubeType, Clone, Copy)]
 struct Part {
-    first_chunk: usize,
+    segment: usize,
+    /// First token, and one past the last.
+    token: usize,
+    end: usize,
     chunks: usize,
-    /// The first of the sequence's states between its chunks.
-    first_state: usize,
-    /// The sequence's state among those given and returned.
-    outer_state: usize,
+    /// Of the state before the first chunk.
+    slot: usize,
     head: usize,
     /// First column.
     column: usize,
@@ -76,16 +77,42 @@ struct Part {
 fn part_of_cube(segments: &[u32], sizes: &Sizes, #[comptime] pass: Pass) -> Part {
     let blocks = sizes.value_dim.div_ceil(pass.columns());
     let segment = CUBE_POS / (blocks * sizes.heads);
-    let head = CUBE_POS / blocks % sizes.heads;
-    let slot = segments[segment * 3 + 2] as usize;
+    let (token, end) = (segments[segment * 3] as usize, segments[segment * 3 + 1] as usize);
     Part {
-        // Every sequence before this one has one state more than chunks.
-        first_chunk: slot - segment,
-        chunks: (segments[segment * 3 + 1] as usize - segments[segment * 3] as usize).div_ceil(CHUNK),
-        first_state: slot * sizes.heads + head,
-        outer_state: segment * sizes.heads + head,
-        head,
+        segment,
+        token,
+        end,
+        chunks: (end - token).div_ceil(CHUNK),
+        slot: segments[segment * 3 + 2] as usize,
+        head: CUBE_POS / blocks % sizes.heads,
         column: CUBE_POS % blocks * comptime!(pass.columns()),
+    }
+}
+
+#[cube]
+impl Part {
+    /// The sequence's state among those given and returned.
+    fn outer(&self, sizes: &Sizes) -> View {
+        state_view(sizes, self.segment * sizes.heads + self.head).from(0usize, self.column)
+    }
+
+    /// The state before the sequence's chunk `index`, or after the last.
+    fn state(&self, sizes: &Sizes, index: usize) -> View {
+        state_view(sizes, (self.slot + index) * sizes.heads + self.head).from(0usize, self.column)
+    }
+
+    /// The sequence's chunk `index`. Computed, not looked up: software Vulkan goes once more through the body of a
+    /// loop that has ended, with all units switched off, and does not spare what they would read together.
+    fn place(&self, sizes: &Sizes, index: usize) -> Place {
+        let token = self.token + index * CHUNK;
+        Place {
+            token,
+            steps: (self.end - token).min(CHUNK),
+            state: (self.slot + index) * sizes.heads + self.head,
+            // Every sequence before this one has one state more than chunks.
+            chunk: (self.slot - self.segment + index) * sizes.heads + self.head,
+            head: self.head,
+        }
     }
 }
 
@@ -246,7 +273,6 @@ pub(super) fn forward_kernel<F: Float, E: Float>(
     from_start: &[f32],
     to_end: &[f32],
     initial: &[f32],
-    chunks: &[u32],
     segments: &[u32],
     writes: &mut [f32],
     states: &mut [f32],
@@ -268,16 +294,16 @@ pub(super) fn forward_kernel<F: Float, E: Float>(
     let mut left = Shared::<[E]>::new_aligned_slice(comptime!(KEYS.len()), ALIGNMENT);
     let mut right = Shared::<[E]>::new_aligned_slice(comptime!(pass.right().len()), ALIGNMENT);
     let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(stage_len(pass.planes)), ALIGNMENT);
-    let outer = state_view(sizes, part.outer_state).from(0usize, part.column);
+    let outer = part.outer(sizes);
     load(&mut state, initial, &outer, pass);
 
     for index in 0..part.chunks {
-        let place = place(chunks, sizes, part.first_chunk + index, part.head);
+        let place = part.place(sizes, index);
         let keys = place.keys(sizes);
         let decays = place.decays(sizes);
         let values = place.values(sizes).from(0usize, part.column);
         sync_cube();
-        save(&state, states, &state_view(sizes, place.state).from(0usize, part.column), pass);
+        save(&state, states, &part.state(sizes, index), pass);
 
         let mut read = Blocks::zeros(grid);
         add_read::<f32, E>(&mut read, &mut left, &mut right, w, &keys, to_end, &decays, &state, false, pass);
@@ -303,8 +329,7 @@ pub(super) fn forward_kernel<F: Float, E: Float>(
         }
     }
     sync_cube();
-    let end = state_view(sizes, part.first_state + part.chunks * sizes.heads);
-    save(&state, states, &end.from(0usize, part.column), pass);
+    save(&state, states, &part.state(sizes, part.chunks), pass);
     save(&state, last, &outer, pass);
 }
 
@@ -319,7 +344,6 @@ pub(super) fn reverse_kernel<F: Float, E: Float>(
     to_end: &[f32],
     output_gradient: &[F],
     last_gradient: &[f32],
-    chunks: &[u32],
     segments: &[u32],
     write_gradients: &mut [f32],
     state_gradients: &mut [f32],
@@ -342,17 +366,17 @@ pub(super) fn reverse_kernel<F: Float, E: Float>(
     let mut left = Shared::<[E]>::new_aligned_slice(comptime!(KEYS.len()), ALIGNMENT);
     let mut right = Shared::<[E]>::new_aligned_slice(comptime!(pass.right().len()), ALIGNMENT);
     let mut stage = Shared::<[f32]>::new_aligned_slice(comptime!(stage_len(pass.planes)), ALIGNMENT);
-    let outer = state_view(sizes, part.outer_state).from(0usize, part.column);
+    let outer = part.outer(sizes);
     load(&mut state, last_gradient, &outer, pass);
 
     for index in 0..part.chunks {
-        let place = place(chunks, sizes, part.first_chunk + part.chunks - 1 - index, part.head);
+        let chunk = part.chunks - 1 - index;
+        let place = part.place(sizes, chunk);
         let keys = place.keys(sizes);
         let decays = place.decays(sizes);
         let values = place.values(sizes).from(0usize, part.column);
         sync_cube();
-        let after = state_view(sizes, place.state + sizes.heads);
-        save(&state, state_gradients, &after.from(0usize, part.column), pass);
+        save(&state, state_gradients, &part.state(sizes, chunk + 1), pass);
 
         let mut read = Blocks::zeros(grid);
         add_read::<F, E>(&mut read, &mut left, &mut right, k, &keys, to_end, &decays, &state, decayed, pass);
@@ -390,7 +414,6 @@ pub(super) fn reverse_kernel<F: Float, E: Float>(
         }
     }
     sync_cube();
-    let before = state_view(sizes, part.first_state);
-    save(&state, state_gradients, &before.from(0usize, part.column), pass);
+    save(&state, state_gradients, &part.state(sizes, 0usize), pass);
     save(&state, initial_gradient, &outer, pass);
 }
