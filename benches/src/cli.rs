@@ -104,7 +104,7 @@ pub struct CheckArgs {
     /// Devices, as for the report.
     #[arg(long = "device", value_delimiter = ',', required = true)]
     pub devices: Vec<String>,
-    /// The folder of cases, DIR/<system>/*.safetensors.
+    /// The folder of cases, `DIR/SYSTEM/*.safetensors`.
     #[arg(long)]
     pub golden: PathBuf,
     /// Only cases whose name contains this.

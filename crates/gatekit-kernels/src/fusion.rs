@@ -3,7 +3,7 @@
 //! Fusion queues an operation and runs it later on the backend below, with that backend's kernels; until then these
 //! functions stand for the results. They take what the operation takes, tensors as their shapes and types, and nothing
 //! checks them against what it returns: shapes are those that the operation documents, types follow from the rule of the
-//! [crate](crate).
+//! [crate].
 
 use std::sync::Arc;
 

@@ -94,7 +94,7 @@ impl<B: Backend> ConvolutionArguments<B> {
 ///
 /// # Panics
 ///
-/// When shapes or types (see the [crate](crate)) do not fit. The boundaries, strictly increasing, are
+/// When shapes or types (see the [crate]) do not fit. The boundaries, strictly increasing, are
 /// the caller's to check.
 pub fn short_convolution(
     x: Tensor<3>,

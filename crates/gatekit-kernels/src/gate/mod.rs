@@ -27,7 +27,7 @@ pub use backend::GateBackend;
 ///
 /// # Panics
 ///
-/// When the shapes differ or types (see the [crate](crate)) do not fit.
+/// When the shapes differ or types (see the [crate]) do not fit.
 pub fn gated_product<const D: usize>(x: Tensor<D>, logits: Tensor<D>, activation: Activation) -> Tensor<D> {
     check_dtypes("gated_product", x.dtype(), [Some(logits.dtype())]);
     assert_eq!(x.dims(), logits.dims(), "gated_product: shapes of `x` and `logits`");

@@ -75,7 +75,7 @@ impl<B: Backend> Clone for NormArguments<B> {
 ///
 /// # Panics
 ///
-/// When shapes or types (see the [crate](crate)) do not fit.
+/// When shapes or types (see the [crate]) do not fit.
 pub fn rms_norm<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,

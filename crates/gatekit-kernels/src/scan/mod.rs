@@ -44,7 +44,7 @@ pub(crate) use spec::{ScanArguments, ScanGradients, SixTensors};
 ///
 /// # Panics
 ///
-/// When `spec` asks for a tensor that is absent, or types (see the [crate](crate)) do not fit. Shapes are
+/// When `spec` asks for a tensor that is absent, or types (see the [crate]) do not fit. Shapes are
 /// the caller's to check: `gatekit_core::scan` is the public door.
 pub fn matrix_scan(
     q: Tensor<4>,
@@ -140,7 +140,7 @@ pub fn matrix_scan_step(
 ///
 /// # Panics
 ///
-/// When `spec` asks for a state that is absent, or types (see the [crate](crate)) do not fit.
+/// When `spec` asks for a state that is absent, or types (see the [crate]) do not fit.
 pub fn elementwise_scan(
     x: Tensor<3>,
     log_decay: Tensor<3>,

@@ -41,7 +41,7 @@ pub(crate) use spec::{SelectiveArguments, SelectiveStep};
 ///
 /// # Panics
 ///
-/// When `spec` asks for a state that is absent, or types (see the [crate](crate)) do not fit. Shapes are the caller's
+/// When `spec` asks for a state that is absent, or types (see the [crate]) do not fit. Shapes are the caller's
 /// to check: `gatekit_core::scan` is the public door.
 pub fn selective_scan(
     x: Tensor<3>,
