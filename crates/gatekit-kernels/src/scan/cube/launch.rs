@@ -6,11 +6,11 @@ use burn::{
 };
 use burn_cubecl::{
     kernel::{cast, into_contiguous},
-    ops::numeric::{empty_device_contiguous_dtype, zeros},
+    ops::numeric::zeros,
     tensor::CubeTensor,
 };
 use cubecl::{
-    ir::{AddressType, ElemType, FloatKind},
+    ir::{ElemType, FloatKind},
     prelude::*,
 };
 
@@ -24,6 +24,7 @@ use super::{
     state::state_kernel,
 };
 
+pub(crate) use crate::cube::{address as address_type, allocate as empty};
 use crate::scan::{DecayKind, ScanSpec};
 
 /// The burn type of a kind that [`Blueprint`] chooses.
@@ -46,11 +47,6 @@ pub(crate) fn prepared(tensor: CubeTensor, dtype: DType) -> CubeTensor {
     into_contiguous(tensor)
 }
 
-/// A new tensor, not written to, on the device of `like`.
-pub(crate) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
-}
-
 /// A new tensor of zeros on the device of `like`.
 pub(crate) fn zeros_like(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     zeros(like.device.clone(), shape.into(), dtype)
@@ -71,11 +67,6 @@ pub(crate) fn vector_size(tensor: &CubeTensor, dim: usize) -> usize {
         .filter(|size| *size <= 4 && dim.is_multiple_of(*size))
         .max()
         .unwrap_or(1)
-}
-
-/// The address type that reaches every element of these tensors.
-pub(crate) fn address_type(tensors: &[&CubeTensor]) -> AddressType {
-    tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
 }
 
 /// A scan cut into chunks of 64 steps that cross no boundary of a sequence.
