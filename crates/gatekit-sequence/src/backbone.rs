@@ -6,16 +6,18 @@
 //! logits = W_head RMSNorm(x)
 //! ```
 //!
-//! The mixer is a type parameter. Module and field names are those of the published
-//! checkpoints (`model.layers.0.attn_norm.weight`, ...), so these load without a name map.
+//! The mixer and the feed-forward layer are type parameters. Module and field names are those of
+//! flash-linear-attention's checkpoints (`model.layers.0.attn_norm.weight`, ...), so these load
+//! without a name map.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::module::{Module, ModuleDisplay};
+use burn::module::{Module, ModuleDisplay, Param};
 use burn::nn::{Embedding, Linear};
 use burn::tensor::module::linear;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use gatekit_core::decay::lower_bounds;
 use gatekit_core::feed_forward::{SwiGlu, SwiGluConfig};
 use gatekit_core::norm::{RmsNorm, RmsNormConfig};
 use gatekit_core::sequence::Packing;
@@ -27,6 +29,28 @@ use crate::lm::{CausalLm, StreamState, StreamingLm};
 /// More layers than any model has: a larger number in a configuration is a damaged file.
 const MAX_LAYERS: usize = 10_000;
 
+/// What a layer is given besides its input.
+#[derive(Debug, Clone, Default)]
+pub struct MixerContext<'a> {
+    /// How to remove padded tokens, `None` without padding and when streaming.
+    pub packing: Option<&'a Packing>,
+    /// This layer's floor of the forget gates, `[D']`; `None` in the first layer, and in models
+    /// without floors. See [`Backbone::lower_bounds`].
+    pub lower_bound: Option<Tensor<1>>,
+}
+
+/// A layer that treats every position by itself: what stands after the mixer in a block.
+pub trait FeedForward: Module + ModuleDisplay {
+    /// `[.., hidden_size]` to `[.., hidden_size]`.
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D>;
+}
+
+impl FeedForward for SwiGlu {
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        Self::forward(self, x)
+    }
+}
+
 /// A layer that moves information between positions, causally.
 pub trait TokenMixer: Module + ModuleDisplay {
     /// What the layer remembers of the tokens so far.
@@ -37,15 +61,21 @@ pub trait TokenMixer: Module + ModuleDisplay {
     /// # Shapes
     ///
     /// - `x`: `[batch, time, hidden_size]`
-    /// - `packing`: from a mask `[batch, time]`; padded tokens are removed, the output is 0 there
+    /// - `context.packing`: from a mask `[batch, time]`; padded tokens are removed, the output is 0
+    ///   there
     /// - output: `[batch, time, hidden_size]`
-    fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3>;
+    fn forward(&self, x: Tensor<3>, context: &MixerContext<'_>) -> Tensor<3>;
 
     /// Continues by several tokens: `x` and the output are `[batch, time, hidden_size]`.
-    fn prefill(&self, x: Tensor<3>, state: Self::State) -> (Tensor<3>, Self::State);
+    fn prefill(
+        &self,
+        x: Tensor<3>,
+        state: Self::State,
+        context: &MixerContext<'_>,
+    ) -> (Tensor<3>, Self::State);
 
     /// Continues by one token: `x` and the output are `[batch, hidden_size]`.
-    fn step(&self, x: Tensor<2>, state: Self::State) -> (Tensor<2>, Self::State);
+    fn step(&self, x: Tensor<2>, state: Self::State, context: &MixerContext<'_>) -> (Tensor<2>, Self::State);
 
     /// The state before the first token.
     fn empty_state(&self, batch: usize, device: &Device) -> Self::State;
@@ -141,9 +171,9 @@ impl BackboneSize {
     }
 }
 
-/// One pre-norm block: `x += attn(RMSNorm(x)); x += SwiGLU(RMSNorm(x))`.
+/// One pre-norm block: `x += attn(RMSNorm(x)); x += mlp(RMSNorm(x))`.
 #[derive(Module, Debug)]
-pub struct Block<M> {
+pub struct Block<M, F = SwiGlu> {
     /// Norm before the mixer.
     pub attn_norm: RmsNorm,
     /// The token mixer, called `attn` in the published checkpoints whatever it is.
@@ -151,23 +181,23 @@ pub struct Block<M> {
     /// Norm before the feed-forward layer.
     pub mlp_norm: RmsNorm,
     /// The feed-forward layer.
-    pub mlp: SwiGlu,
+    pub mlp: F,
 }
 
-impl<M: TokenMixer> Block<M> {
+impl<M: TokenMixer, F: FeedForward> Block<M, F> {
     /// The block for a whole batch `[batch, time, hidden_size]`.
-    pub fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
-        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()), packing);
+    pub fn forward(&self, x: Tensor<3>, context: &MixerContext<'_>) -> Tensor<3> {
+        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()), context);
         self.feed_forward(x + mixed)
     }
 
-    fn prefill(&self, x: Tensor<3>, state: M::State) -> (Tensor<3>, M::State) {
-        let (mixed, state) = self.attn.prefill(self.attn_norm.forward(x.clone()), state);
+    fn prefill(&self, x: Tensor<3>, state: M::State, context: &MixerContext<'_>) -> (Tensor<3>, M::State) {
+        let (mixed, state) = self.attn.prefill(self.attn_norm.forward(x.clone()), state, context);
         (self.feed_forward(x + mixed), state)
     }
 
-    fn step(&self, x: Tensor<2>, state: M::State) -> (Tensor<2>, M::State) {
-        let (mixed, state) = self.attn.step(self.attn_norm.forward(x.clone()), state);
+    fn step(&self, x: Tensor<2>, state: M::State, context: &MixerContext<'_>) -> (Tensor<2>, M::State) {
+        let (mixed, state) = self.attn.step(self.attn_norm.forward(x.clone()), state, context);
         (self.feed_forward(x + mixed), state)
     }
 
@@ -178,20 +208,23 @@ impl<M: TokenMixer> Block<M> {
 
 /// Embeddings, blocks and the final norm: everything but the head.
 #[derive(Module, Debug)]
-pub struct Backbone<M> {
+pub struct Backbone<M, F = SwiGlu> {
     /// Token embeddings `[vocab_size, hidden_size]`.
     pub embeddings: Embedding,
+    /// Raw floors of the forget gates, one row a layer, `[num_hidden_layers, D']`;
+    /// [`lower_bounds`](gatekit_core::decay::lower_bounds()) makes the floors of them. `None` in models without.
+    pub lower_bounds: Option<Param<Tensor<2>>>,
     /// The blocks, first to last.
-    pub layers: Vec<Block<M>>,
+    pub layers: Vec<Block<M, F>>,
     /// The norm after the last block.
     pub norm: RmsNorm,
 }
 
 /// A language model: [`Backbone`] and head.
 #[derive(Module, Debug)]
-pub struct CausalModel<M> {
+pub struct CausalModel<M, F = SwiGlu> {
     /// Everything but the head.
-    pub model: Backbone<M>,
+    pub model: Backbone<M, F>,
     /// The head; `None` when it is tied to the embeddings.
     pub lm_head: Option<Linear>,
 }
@@ -207,24 +240,43 @@ impl<M: TokenMixer> CausalModel<M> {
     pub fn try_new(
         size: &BackboneSize,
         device: &Device,
+        mixer: impl FnMut(usize) -> Result<M, ConfigError>,
+    ) -> Result<Self, ConfigError> {
+        let inner = size.feed_forward_size()?;
+        let feed_forward = |_| SwiGluConfig::new(size.hidden_size, inner).try_init(device);
+        Self::try_with_feed_forward(size, device, mixer, feed_forward)
+    }
+}
+
+impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
+    /// Builds the stack; `mixer` and `feed_forward` make the layers of the given index. The sizes
+    /// of the feed-forward layers in `size` do not count here.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_new`](Self::try_new).
+    pub fn try_with_feed_forward(
+        size: &BackboneSize,
+        device: &Device,
         mut mixer: impl FnMut(usize) -> Result<M, ConfigError>,
+        mut feed_forward: impl FnMut(usize) -> Result<F, ConfigError>,
     ) -> Result<Self, ConfigError> {
         size.check()?;
-        let intermediate_size = size.feed_forward_size()?;
         let norm = || RmsNormConfig::new(size.hidden_size).with_eps(size.norm_eps).try_init(device);
         let block = |index| {
             Ok(Block {
                 attn_norm: norm()?,
                 attn: mixer(index)?,
                 mlp_norm: norm()?,
-                mlp: SwiGluConfig::new(size.hidden_size, intermediate_size).try_init(device)?,
+                mlp: feed_forward(index)?,
             })
         };
         let layers = (0..size.num_hidden_layers).map(block).collect::<Result<_, ConfigError>>()?;
         let embeddings = init::embedding(size.vocab_size, size.hidden_size, device);
         let lm_head = (!size.tie_word_embeddings)
             .then(|| init::linear(size.hidden_size, size.vocab_size, false, device));
-        Ok(Self { model: Backbone { embeddings, layers, norm: norm()? }, lm_head })
+        let model = Backbone { embeddings, lower_bounds: None, layers, norm: norm()? };
+        Ok(Self { model, lm_head })
     }
 
     /// Token embeddings of `input_ids`, `[batch, time, hidden_size]`.
@@ -241,6 +293,19 @@ impl<M: TokenMixer> CausalModel<M> {
         self.model.embeddings.forward(input_ids)
     }
 
+    /// What every layer is given besides its input, first to last.
+    pub fn contexts<'a>(&self, packing: Option<&'a Packing>) -> Vec<MixerContext<'a>> {
+        let floors = self.model.lower_bounds.as_ref().map(|raw| lower_bounds(raw.val()));
+        (0..self.model.layers.len())
+            .map(|index| MixerContext {
+                packing,
+                // The first layer's floor is 0, which is none.
+                lower_bound: (floors.as_ref().filter(|_| index > 0))
+                    .map(|floors| floors.clone().narrow(0, index, 1).squeeze_dim::<1>(0)),
+            })
+            .collect()
+    }
+
     /// The final norm and the head.
     fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.model.norm.forward(x);
@@ -251,12 +316,13 @@ impl<M: TokenMixer> CausalModel<M> {
     }
 }
 
-impl<M: TokenMixer> CausalLm for CausalModel<M> {
+impl<M: TokenMixer, F: FeedForward> CausalLm for CausalModel<M, F> {
     fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let packing = attention_mask.and_then(|mask| padding(&mask, input_ids.dims()));
         let x = self.embed(input_ids);
-        let x = self.model.layers.iter().fold(x, |x, block| block.forward(x, packing.as_ref()));
-        self.logits(x)
+        let contexts = self.contexts(packing.as_ref());
+        let layers = self.model.layers.iter().zip(&contexts);
+        self.logits(layers.fold(x, |x, (block, context)| block.forward(x, context)))
     }
 
     fn vocab_size(&self) -> usize {
@@ -265,7 +331,7 @@ impl<M: TokenMixer> CausalLm for CausalModel<M> {
 }
 
 /// How to remove the padding that `mask` describes; `None` without any.
-fn padding(mask: &Tensor<2, Bool>, [batch, time]: [usize; 2]) -> Option<Packing> {
+pub(crate) fn padding(mask: &Tensor<2, Bool>, [batch, time]: [usize; 2]) -> Option<Packing> {
     let dims = mask.dims();
     assert!(
         dims == [batch, time],
@@ -275,7 +341,7 @@ fn padding(mask: &Tensor<2, Bool>, [batch, time]: [usize; 2]) -> Option<Packing>
     (packing.boundaries().time() < batch * time).then_some(packing)
 }
 
-impl<M: TokenMixer> StreamingLm for CausalModel<M> {
+impl<M: TokenMixer, F: FeedForward> StreamingLm for CausalModel<M, F> {
     type State = ModelState<M::State>;
 
     fn empty_state(&self, batch: usize, device: &Device) -> Self::State {
@@ -300,24 +366,24 @@ impl<M: TokenMixer> StreamingLm for CausalModel<M> {
 
     fn prefill(&self, input_ids: Tensor<2, Int>, state: Self::State) -> (Tensor<3>, Self::State) {
         let x = self.embed(input_ids);
-        let (x, state) = self.stream(x, state, |block, x, state| block.prefill(x, state));
+        let (x, state) = self.stream(x, state, Block::prefill);
         (self.logits(x), state)
     }
 
     fn step(&self, token: Tensor<1, Int>, state: Self::State) -> (Tensor<2>, Self::State) {
         let x = self.embed(token.unsqueeze_dim(1)).squeeze_dim::<2>(1);
-        let (x, state) = self.stream(x, state, |block, x, state| block.step(x, state));
+        let (x, state) = self.stream(x, state, Block::step);
         (self.logits(x), state)
     }
 }
 
-impl<M: TokenMixer> CausalModel<M> {
+impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
     /// Runs the blocks one after the other, each with its part of the state.
     fn stream<const D: usize>(
         &self,
         mut x: Tensor<D>,
         state: ModelState<M::State>,
-        advance: impl Fn(&Block<M>, Tensor<D>, M::State) -> (Tensor<D>, M::State),
+        advance: impl Fn(&Block<M, F>, Tensor<D>, M::State, &MixerContext<'_>) -> (Tensor<D>, M::State),
     ) -> (Tensor<D>, ModelState<M::State>) {
         assert!(
             state.layers.len() == self.model.layers.len(),
@@ -327,11 +393,12 @@ impl<M: TokenMixer> CausalModel<M> {
         );
         let batch = x.dims()[0];
         let mut layers = Vec::with_capacity(state.layers.len());
-        for (index, (block, layer)) in self.model.layers.iter().zip(state.layers).enumerate() {
+        let blocks = self.model.layers.iter().zip(self.contexts(None));
+        for (index, ((block, context), layer)) in blocks.zip(state.layers).enumerate() {
             if let Err(error) = block.attn.check_state(&layer, batch) {
                 panic!("`state` of layer {index}: {error}");
             }
-            let (next, layer) = advance(block, x, layer);
+            let (next, layer) = advance(block, x, layer, &context);
             x = next;
             layers.push(layer);
         }

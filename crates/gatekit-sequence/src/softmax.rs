@@ -7,13 +7,12 @@
 use burn::config::Config;
 use burn::tensor::{Device, Tensor, TensorData};
 use gatekit_core::attention::{CausalAttention, CausalAttentionConfig, KvCache};
-use gatekit_core::sequence::Packing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig};
 use serde_json::{Value, json};
 
 use crate::backbone::{
-    BackboneSize, CausalModel, MixerState, ModelState, TokenMixer, check_shape, no_more_tensors, state_data,
-    take_state_tensor,
+    BackboneSize, CausalModel, MixerContext, MixerState, ModelState, TokenMixer, check_shape,
+    no_more_tensors, state_data, take_state_tensor,
 };
 use crate::checkpoint::{
     NamedTensors, PretrainedConfig, TensorError, TensorProblem, check_architecture, config_from_json, require,
@@ -109,15 +108,15 @@ impl PretrainedConfig for SoftmaxConfig {
 impl TokenMixer for CausalAttention {
     type State = KvCache;
 
-    fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
-        Self::forward(self, x, packing)
+    fn forward(&self, x: Tensor<3>, context: &MixerContext<'_>) -> Tensor<3> {
+        Self::forward(self, x, context.packing)
     }
 
-    fn prefill(&self, x: Tensor<3>, state: KvCache) -> (Tensor<3>, KvCache) {
+    fn prefill(&self, x: Tensor<3>, state: KvCache, _: &MixerContext<'_>) -> (Tensor<3>, KvCache) {
         Self::prefill(self, x, state)
     }
 
-    fn step(&self, x: Tensor<2>, state: KvCache) -> (Tensor<2>, KvCache) {
+    fn step(&self, x: Tensor<2>, state: KvCache, _: &MixerContext<'_>) -> (Tensor<2>, KvCache) {
         Self::step(self, x, state)
     }
 

@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Tensor, TensorData};
 use gatekit_core::ModuleConfig;
 use gatekit_core::scan::ScanForm;
 use gatekit_core::sequence::Packing;
-use gatekit_sequence::backbone::TokenMixer;
+use gatekit_sequence::backbone::{MixerContext, TokenMixer};
 use gatekit_sequence::checkpoint::{PretrainedConfig, config_from_json, named_gradients, named_parameters};
 use gatekit_sequence::gla::{GatedLinearAttentionConfig, GlaConfig};
 use gatekit_sequence::lm::CausalLm;
@@ -246,7 +246,11 @@ fn init_panics_with_the_same_text() {
 fn a_state_of_another_layer_panics() {
     let device = Device::flex();
     let other = plain().with_use_short_conv(true).init(&device).model.layers[0].attn.empty_state(1, &device);
-    plain().init(&device).model.layers[0].attn.prefill(features([1, 3, 16], &device), other);
+    plain().init(&device).model.layers[0].attn.prefill(
+        features([1, 3, 16], &device),
+        other,
+        &MixerContext::default(),
+    );
 }
 
 fn published() -> Value {

@@ -13,7 +13,8 @@ use gatekit_core::sequence::{Boundaries, Packing};
 use gatekit_core::{ConfigError, InputError, ModuleConfig, init};
 
 use crate::backbone::{
-    MixerState, TokenMixer, check_shape, no_more_tensors, state_data, take_state_tensor, tensor_bytes,
+    MixerContext, MixerState, TokenMixer, check_shape, no_more_tensors, state_data, take_state_tensor,
+    tensor_bytes,
 };
 use crate::checkpoint::{NamedTensors, TensorError};
 
@@ -459,15 +460,20 @@ fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
 impl TokenMixer for GatedLinearAttention {
     type State = GlaLayerState;
 
-    fn forward(&self, x: Tensor<3>, packing: Option<&Packing>) -> Tensor<3> {
-        Self::forward(self, x, packing)
+    fn forward(&self, x: Tensor<3>, context: &MixerContext<'_>) -> Tensor<3> {
+        Self::forward(self, x, context.packing)
     }
 
-    fn prefill(&self, x: Tensor<3>, state: GlaLayerState) -> (Tensor<3>, GlaLayerState) {
+    fn prefill(
+        &self,
+        x: Tensor<3>,
+        state: GlaLayerState,
+        _: &MixerContext<'_>,
+    ) -> (Tensor<3>, GlaLayerState) {
         self.forward_with_state(x, None, Some(state))
     }
 
-    fn step(&self, x: Tensor<2>, state: GlaLayerState) -> (Tensor<2>, GlaLayerState) {
+    fn step(&self, x: Tensor<2>, state: GlaLayerState, _: &MixerContext<'_>) -> (Tensor<2>, GlaLayerState) {
         let ([q, k, v], windows) = self.project(x.clone(), state.windows, |convolution, x, window| {
             let window = window.unwrap_or_else(|| convolution.empty_state(x.dims()[0], &x.device()));
             convolution.step(x, window)

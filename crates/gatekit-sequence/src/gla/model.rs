@@ -7,7 +7,7 @@ use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::{Value, json};
 
 use super::layer::{GateValues, GatedLinearAttention, GatedLinearAttentionConfig, GlaLayerState};
-use crate::backbone::{BackboneSize, CausalModel, ModelState};
+use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
 use crate::checkpoint::{PretrainedConfig, check_architecture, config_from_json, require};
 
 /// The language model of gated linear attention.
@@ -180,7 +180,7 @@ impl GlaForCausalLm {
         let mut values = Vec::with_capacity(self.model.layers.len());
         for block in &self.model.layers {
             values.push(block.attn.gates(block.attn_norm.forward(x.clone())));
-            x = block.forward(x, None);
+            x = block.forward(x, &MixerContext::default());
         }
         values
     }
