@@ -8,7 +8,7 @@ use burn::{
 };
 use gatekit::{
     core::{scan::ScanForm, sequence::Boundaries},
-    sequence::checkpoint::{load_tensors, named_gradients},
+    sequence::checkpoint::{TensorLayout, load_tensors, named_gradients},
 };
 
 use crate::{
@@ -58,6 +58,7 @@ pub struct Evaluation<'a> {
     device: Device,
     inputs_read: BTreeSet<String>,
     parameters_read: bool,
+    buffers_read: BTreeSet<String>,
     leaves: Vec<ReadGradients>,
     outputs: BTreeMap<String, Array>,
     loss: Option<Tensor<1>>,
@@ -72,6 +73,7 @@ impl<'a> Evaluation<'a> {
             device,
             inputs_read: BTreeSet::new(),
             parameters_read: false,
+            buffers_read: BTreeSet::new(),
             leaves: Vec::new(),
             outputs: BTreeMap::new(),
             loss: None,
@@ -174,22 +176,56 @@ impl<'a> Evaluation<'a> {
         Ok(cu_seqlens.map(|tensor| Boundaries::from_tensor(&tensor, time)).transpose()?)
     }
 
-    /// Gives a module the case's parameters, under their published names, and records its
-    /// gradients.
+    /// A float buffer that is no part of a module.
+    ///
+    /// # Errors
+    ///
+    /// It is absent or has another dtype or number of axes.
+    pub fn buffer<const D: usize>(&mut self, name: &str) -> Result<Tensor<D>> {
+        let array = self.case.buffers.get(name);
+        let array = array.ok_or_else(|| Failure(format!("the case lacks `buffer.{name}`")))?;
+        if array.shape.len() != D || array.values.kind() != "F32" {
+            let (kind, shape) = (array.values.kind(), &array.shape);
+            return Err(Failure(format!("`buffer.{name}` is {kind} {shape:?}, need F32 with {D} axes")));
+        }
+        self.buffers_read.insert(name.to_owned());
+        Ok(Tensor::from_data(array.to_data(&array.shape), &self.device))
+    }
+
+    /// Gives a module the case's parameters and float buffers, under their published names, and
+    /// records its gradients.
     ///
     /// # Errors
     ///
     /// A parameter that the case lacks or the module does not know, or one of another shape.
     pub fn load<M: Module + 'static>(&mut self, module: M) -> Result<M> {
-        let tensors =
-            self.case.params.iter().map(|(name, array)| (name.clone(), array.to_data(&array.shape)));
-        let module = load_tensors(module, tensors.collect())
-            .map_err(|error| Failure(format!("the library refused a parameter: {error}")))?;
+        self.load_as(module, &TensorLayout::default())
+    }
+
+    /// As [`load`](Self::load), for a module whose tensors have other names or forms than the
+    /// published ones.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_as<M: Module + 'static>(&mut self, module: M, layout: &TensorLayout) -> Result<M> {
+        let refused = |error| Failure(format!("the library refused a parameter: {error}"));
+        let buffers = self.case.buffers.iter().filter(|(_, array)| array.values.kind() == "F32");
+        self.buffers_read.extend(buffers.clone().map(|(name, _)| name.clone()));
+        let tensors = self
+            .case
+            .params
+            .iter()
+            .chain(buffers)
+            .map(|(name, array)| (name.clone(), array.to_data(&array.shape)));
+        let tensors = layout.to_module(&module, tensors.collect()).map_err(refused)?;
+        let module = load_tensors(module, tensors).map_err(refused)?;
         self.parameters_read = true;
         if self.differentiates() {
-            let of_module = module.clone();
+            let (of_module, layout) = (module.clone(), layout.clone());
             self.leaves.push(Box::new(move |gradients| {
-                named_gradients(&of_module, gradients)
+                layout
+                    .to_published(named_gradients(&of_module, gradients))
                     .into_iter()
                     .map(|(name, gradient)| Ok((format!("param.{name}"), Array::from_data(gradient)?)))
                     .collect()
@@ -245,7 +281,7 @@ impl<'a> Evaluation<'a> {
         if let Some(name) = self.case.params.keys().next().filter(|_| !self.parameters_read) {
             return Err(Failure(format!("`param.{name}` is not known to this component")));
         }
-        if let Some(name) = self.case.buffers.keys().next() {
+        if let Some(name) = self.case.buffers.keys().find(|name| !self.buffers_read.contains(*name)) {
             return Err(Failure(format!("`buffer.{name}` is not known to this component")));
         }
         let grads = match self.loss {

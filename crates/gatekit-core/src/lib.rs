@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod attention;
+pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;

@@ -23,8 +23,8 @@ use gatekit_core::norm::{RmsNorm, RmsNormConfig};
 use gatekit_core::sequence::Packing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig, init};
 
-use crate::checkpoint::{CheckpointError, NamedTensors, SafetensorsFile, TensorError, TensorProblem};
 use crate::lm::{CausalLm, StreamState, StreamingLm};
+use gatekit_core::checkpoint::{CheckpointError, NamedTensors, SafetensorsFile, TensorError, TensorProblem};
 
 /// More layers than any model has: a larger number in a configuration is a damaged file.
 const MAX_LAYERS: usize = 10_000;

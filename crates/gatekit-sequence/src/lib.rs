@@ -35,14 +35,13 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
-pub mod checkpoint;
 pub mod generate;
 pub mod gla;
 pub mod lm;
 pub mod softmax;
 
 pub use backbone::CausalModel;
-pub use checkpoint::{CheckpointError, load_pretrained, save_pretrained};
+pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};

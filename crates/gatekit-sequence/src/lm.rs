@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData, activation};
 use gatekit_core::InputError;
 
-use crate::checkpoint::CheckpointError;
+use gatekit_core::checkpoint::CheckpointError;
 
 /// The label that marks a position without a target.
 pub const IGNORED_LABEL: i64 = -100;

@@ -14,7 +14,7 @@ use crate::backbone::{
     BackboneSize, CausalModel, MixerContext, MixerState, ModelState, TokenMixer, check_shape,
     no_more_tensors, state_data, take_state_tensor,
 };
-use crate::checkpoint::{
+use gatekit_core::checkpoint::{
     NamedTensors, PretrainedConfig, TensorError, TensorProblem, check_architecture, config_from_json, require,
 };
 

@@ -16,7 +16,7 @@ use crate::backbone::{
     MixerContext, MixerState, TokenMixer, check_shape, no_more_tensors, state_data, take_state_tensor,
     tensor_bytes,
 };
-use crate::checkpoint::{NamedTensors, TensorError};
+use gatekit_core::checkpoint::{NamedTensors, TensorError};
 
 /// Configuration of [`GatedLinearAttention`]. Field names are those of the released models.
 #[derive(Config, Debug)]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::layer::{GateValues, GatedLinearAttention, GatedLinearAttentionConfig, GlaLayerState};
 use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
-use crate::checkpoint::{PretrainedConfig, check_architecture, config_from_json, require};
+use gatekit_core::checkpoint::{PretrainedConfig, check_architecture, config_from_json, require};
 
 /// The language model of gated linear attention.
 pub type GlaForCausalLm = CausalModel<GatedLinearAttention>;

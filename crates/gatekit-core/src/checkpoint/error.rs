@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use gatekit_core::ConfigError;
+use crate::error::ConfigError;
 use thiserror::Error;
 
 /// A checkpoint that cannot be read or written; names the file.
@@ -44,15 +44,18 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+    /// A file that could not be read or written.
+    pub fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
     }
 
-    pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+    /// A file that is not what it should be.
+    pub fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed { path: path.to_path_buf(), reason: reason.into() }
     }
 
-    pub(crate) fn config(path: &Path, source: ConfigError) -> Self {
+    /// A configuration that does not hold.
+    pub fn config(path: &Path, source: ConfigError) -> Self {
         Self::Config { path: path.to_path_buf(), source }
     }
 }

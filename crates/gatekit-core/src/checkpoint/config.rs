@@ -1,8 +1,10 @@
 //! Configurations from and to the published `config.json`.
 
+use super::layout::TensorLayout;
+use crate::config::ModuleConfig;
+use crate::error::ConfigError;
 use burn::config::Config;
 use burn::module::Module;
-use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::{Map, Value};
 
 /// A configuration that has a published form.
@@ -18,6 +20,12 @@ pub trait PretrainedConfig: ModuleConfig<Module: Module> + Sized {
 
     /// Writes the published form.
     fn to_published(&self) -> Value;
+
+    /// What the published files call the module's tensors. By default they are called and shaped
+    /// as in the module.
+    fn layout(&self) -> TensorLayout {
+        TensorLayout::default()
+    }
 }
 
 /// Overlays `defaults` with the fields of a JSON object; null counts as absent, and fields that
@@ -45,11 +53,7 @@ pub fn config_from_json<C: Config>(defaults: &C, json: &Value) -> Result<C, Conf
 }
 
 /// Refuses a `model_type` or `architectures` other than those of the configuration.
-pub(crate) fn check_architecture(
-    json: &Value,
-    model_type: &str,
-    architecture: &str,
-) -> Result<(), ConfigError> {
+pub fn check_architecture(json: &Value, model_type: &str, architecture: &str) -> Result<(), ConfigError> {
     let got = &json["model_type"];
     if got != model_type {
         return Err(ConfigError::new("model_type", got, format!("\"{model_type}\"")));
@@ -62,7 +66,7 @@ pub(crate) fn check_architecture(
 }
 
 /// Refuses a field of a published configuration that asks for what the model cannot do.
-pub(crate) fn require(json: &Value, field: &str, accepted: &[Value]) -> Result<(), ConfigError> {
+pub fn require(json: &Value, field: &str, accepted: &[Value]) -> Result<(), ConfigError> {
     let got = &json[field];
     if got.is_null() || accepted.contains(got) {
         return Ok(());

@@ -13,11 +13,12 @@ mod config;
 mod error;
 mod file;
 mod folder;
+mod layout;
 mod tensors;
 
-pub use config::{PretrainedConfig, config_from_json};
-pub(crate) use config::{check_architecture, require};
+pub use config::{PretrainedConfig, check_architecture, config_from_json, require};
 pub use error::{CheckpointError, TensorError, TensorProblem};
 pub use file::SafetensorsFile;
 pub use folder::{load_pretrained, save_pretrained};
+pub use layout::TensorLayout;
 pub use tensors::{NamedTensors, load_tensors, named_gradients, named_parameters};

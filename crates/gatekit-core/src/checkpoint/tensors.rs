@@ -10,6 +10,7 @@ use burn::store::{
 use burn::tensor::{DType, Gradients, Tensor, TensorData};
 
 use super::error::{TensorError, TensorProblem};
+use super::layout::{TensorLayout, check_published};
 
 /// Tensors by name.
 pub type NamedTensors = BTreeMap<String, TensorData>;
@@ -43,32 +44,8 @@ pub fn named_gradients<M: Module>(module: &M, gradients: &Gradients) -> NamedTen
 /// [`TensorError`] for the first tensor that is missing, unexpected, or of another shape or kind.
 pub fn load_tensors<M: Module>(module: M, tensors: NamedTensors) -> Result<M, TensorError> {
     let shapes = tensors.iter().map(|(name, data)| (name.clone(), data.shape().to_vec())).collect();
-    check_names_and_shapes(&module, &shapes)?;
+    check_published(&module, &TensorLayout::default(), &shapes)?;
     apply(module, tensors)
-}
-
-/// Compares the names and shapes of a whole checkpoint with a module's, without making the
-/// module allocate its parameters.
-pub(super) fn check_names_and_shapes<M: Module>(
-    module: &M,
-    shapes: &BTreeMap<String, Vec<usize>>,
-) -> Result<(), TensorError> {
-    let mut unexpected = shapes.clone();
-    for parameter in collect(module, Source::Shapes) {
-        let need = parameter.shape.to_vec();
-        match unexpected.remove(&parameter.name) {
-            None => return Err(TensorError::new(parameter.name, TensorProblem::Missing)),
-            Some(got) if got != need => {
-                let problem = TensorProblem::Shape { got, need: format!("{need:?}") };
-                return Err(TensorError::new(parameter.name, problem));
-            }
-            Some(_) => {}
-        }
-    }
-    match unexpected.into_keys().next() {
-        Some(name) => Err(TensorError::new(name, TensorProblem::Unexpected)),
-        None => Ok(()),
-    }
 }
 
 /// Puts tensors of known names and shapes into a module; parameters without one keep their value.

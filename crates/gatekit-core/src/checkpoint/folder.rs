@@ -6,13 +6,14 @@ use std::io::{ErrorKind, Read};
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
 use super::config::PretrainedConfig;
 use super::error::{CheckpointError, TensorError, TensorProblem};
 use super::file::{SafetensorsFile, commit, stage, write_text};
-use super::tensors::{Source, apply, check_names_and_shapes, collect};
+use super::layout::{check_published, join};
+use super::tensors::{Source, apply, collect};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -28,15 +29,6 @@ const BATCH_BYTES: usize = 256 << 20;
 /// that, from the shards of `model.safetensors.index.json`. F16, BF16 and F64 weights become
 /// float32. Names and shapes are compared before any weight is read or allocated, and no more than
 /// 256 MiB (or one tensor) of weights are held beyond the model's own.
-///
-/// ```no_run
-/// # fn main() -> Result<(), gatekit_sequence::CheckpointError> {
-/// use burn::tensor::Device;
-/// use gatekit_sequence::{GlaConfig, load_pretrained};
-///
-/// let (config, model) = load_pretrained::<GlaConfig>("gla-340M-15B", &Device::default())?;
-/// # Ok(()) }
-/// ```
 ///
 /// # Errors
 ///
@@ -54,21 +46,23 @@ pub fn load_pretrained<C: PretrainedConfig>(
     let config = C::from_published(&read_json(&config_path)?).map_err(refuse)?;
     let mut module = config.try_init(device).map_err(refuse)?;
 
-    let weights = Weights::open(folder)?;
-    check_names_and_shapes(&module, &weights.shapes).map_err(|error| weights.locate(error))?;
-    for mut file in weights.files {
-        let (mut tensors, mut bytes) = (BTreeMap::new(), 0);
-        for name in file.file.names() {
-            let data = file.file.read(&name)?;
-            bytes += data.bytes().len();
-            tensors.insert(name, data);
-            if bytes >= BATCH_BYTES {
-                module = apply(module, take(&mut tensors)).map_err(|error| error.at(&file.path))?;
-                bytes = 0;
-            }
+    let mut weights = Weights::open(folder)?;
+    let layout = config.layout();
+    check_published(&module, &layout, &weights.shapes).map_err(|error| weights.locate(error))?;
+    let (mut tensors, mut bytes) = (BTreeMap::new(), 0);
+    for parameter in collect(&module, Source::Shapes) {
+        let shape = parameter.shape.to_vec();
+        let pieces = layout.pieces(&parameter.name, &shape);
+        let parts = pieces.iter().map(|piece| weights.read(&piece.name)).collect::<Result<_, _>>()?;
+        let data = join(parts, shape);
+        bytes += data.bytes().len();
+        tensors.insert(parameter.name, data);
+        if bytes >= BATCH_BYTES {
+            module = apply(module, take(&mut tensors)).map_err(|error| weights.locate(error))?;
+            bytes = 0;
         }
-        module = apply(module, tensors).map_err(|error| error.at(&file.path))?;
     }
+    module = apply(module, tensors).map_err(|error| weights.locate(error))?;
     Ok((config, module))
 }
 
@@ -93,7 +87,9 @@ pub fn save_pretrained<C: PretrainedConfig>(
     let max_bytes = max_shard_bytes.unwrap_or(usize::MAX);
     let mut shards = vec![Vec::new()];
     let (mut shard_bytes, mut total_bytes) = (0usize, 0usize);
-    for tensor in collect(module, Source::Values) {
+    let layout = config.layout();
+    let tensors = collect(module, Source::Values).into_iter();
+    for tensor in tensors.flat_map(|tensor| layout.publish(tensor)) {
         let bytes = tensor.byte_len();
         if shard_bytes > 0 && shard_bytes.saturating_add(bytes) > max_bytes {
             shards.push(Vec::new());
@@ -154,8 +150,8 @@ struct Weights {
     files: Vec<WeightFile>,
     /// Shape of every tensor.
     shapes: BTreeMap<String, Vec<usize>>,
-    /// File of every tensor, for errors.
-    location: BTreeMap<String, PathBuf>,
+    /// Which of the files holds a tensor.
+    location: BTreeMap<String, usize>,
     /// What to name for a tensor that no file has.
     root: PathBuf,
 }
@@ -190,21 +186,32 @@ impl Weights {
                         format!("`{name}` is in another shard, too"),
                     ));
                 }
-                weights.location.insert(name, path.clone());
+                weights.location.insert(name, weights.files.len());
             }
             weights.files.push(WeightFile { path, file });
         }
         for (name, file) in weight_map.into_iter().flatten() {
             let path = folder.join(file);
-            if weights.location.get(&name) != Some(&path) {
+            if weights.path_of(&name) != Some(&path) {
                 return Err(TensorError::new(name, TensorProblem::Missing).at(&path));
             }
         }
         Ok(weights)
     }
 
+    fn path_of(&self, name: &str) -> Option<&PathBuf> {
+        self.location.get(name).map(|&index| &self.files[index].path)
+    }
+
+    fn read(&mut self, name: &str) -> Result<TensorData, CheckpointError> {
+        match self.location.get(name) {
+            Some(&index) => self.files[index].file.read(name),
+            None => Err(TensorError::new(name, TensorProblem::Missing).at(&self.root)),
+        }
+    }
+
     fn locate(&self, error: TensorError) -> CheckpointError {
-        let path = self.location.get(&error.tensor).unwrap_or(&self.root);
+        let path = self.path_of(&error.tensor).unwrap_or(&self.root);
         error.at(path)
     }
 }
