@@ -120,6 +120,9 @@ pub fn schedule(peak: f64, warmup: usize, steps: usize) -> Result<ModuleLrSchedu
     if warmup >= steps {
         return Err(ConfigError::new("warmup", warmup, format!("less than {steps} steps")));
     }
+    if !(peak > 0.0 && peak <= 1.0) {
+        return Err(ConfigError::new("learning_rate", peak, "above 0, at most 1"));
+    }
     let cosine = CosineAnnealingLrSchedulerConfig::new(peak, steps - warmup).with_min_lr(0.1 * peak);
     let scheduler = if warmup == 0 {
         cosine.init()
