@@ -7,6 +7,7 @@
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gla`] | gated linear attention |
 //! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
 //! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -44,6 +45,7 @@ pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod lm;
 mod mixer_enum;
+pub mod qwen3_next;
 pub mod recurrent;
 pub mod softmax;
 
@@ -54,4 +56,5 @@ pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use hybrid_linear_attention::{HybridConfig, HybridForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
+pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};

@@ -205,7 +205,7 @@ impl DeltaNet {
 }
 
 /// How much is written, `sigmoid(logits)` in (0, 1), or in (0, 2); in at least float32.
-pub(super) fn write_strength(logits: Tensor<3>, allow_neg_eigval: bool) -> Tensor<3> {
+pub(crate) fn write_strength(logits: Tensor<3>, allow_neg_eigval: bool) -> Tensor<3> {
     let logits = if logits.dtype() == DType::F64 { logits } else { logits.cast(DType::F32) };
     let beta = sigmoid(logits);
     if allow_neg_eigval { beta.mul_scalar(2.0) } else { beta }

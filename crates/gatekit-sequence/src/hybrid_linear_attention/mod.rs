@@ -45,6 +45,9 @@ mod mixer;
 mod published;
 mod retention;
 
+pub(crate) use delta_net::write_strength;
+pub(crate) use gated_deltanet::{Heads, a_log, dt_bias};
+
 pub use config::{HybridAttentionConfig, HybridConfig};
 pub use delta_net::{DeltaNet, DeltaNetConfig};
 pub use gated_deltanet::{GatedDeltaNet, GatedDeltaNetConfig};
