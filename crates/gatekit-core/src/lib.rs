@@ -7,12 +7,15 @@ mod common;
 pub mod config;
 pub mod conv;
 pub mod decay;
+pub mod dispatch;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod init;
+pub mod moe;
 pub mod norm;
 pub mod probe;
+pub mod router;
 pub mod scan;
 pub mod sequence;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -35,12 +36,14 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
+pub mod feed_forward;
 pub mod generate;
 pub mod gla;
 pub mod lm;
 pub mod softmax;
 
 pub use backbone::CausalModel;
+pub use feed_forward::DecoderFeedForward;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
