@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`gated_attention`] | softmax attention with an output gate, at five positions |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -35,12 +36,17 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
+pub mod gated_attention;
 pub mod generate;
 pub mod gla;
 pub mod lm;
 pub mod softmax;
 
 pub use backbone::CausalModel;
+pub use gated_attention::{
+    FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,
+    GatedAttentionForCausalLm, GatedAttentionModelConfig,
+};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
