@@ -5,6 +5,7 @@
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
+//! | [`gated_attention`] | softmax attention with an output gate, at five positions |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -37,6 +38,7 @@
 
 pub mod backbone;
 pub mod feed_forward;
+pub mod gated_attention;
 pub mod generate;
 pub mod gla;
 pub mod lm;
@@ -44,6 +46,10 @@ pub mod softmax;
 
 pub use backbone::CausalModel;
 pub use feed_forward::DecoderFeedForward;
+pub use gated_attention::{
+    FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,
+    GatedAttentionForCausalLm, GatedAttentionModelConfig,
+};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};

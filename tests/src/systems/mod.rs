@@ -2,6 +2,7 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod gated_attention;
 pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
@@ -31,6 +32,7 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("gated-attention", gated_attention::ROWS),
     ("gla", gla::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
