@@ -7,6 +7,9 @@
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gated_attention`] | softmax attention with an output gate, at five positions |
 //! | [`gla`] | gated linear attention |
+//! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
+//! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -41,7 +44,11 @@ pub mod feed_forward;
 pub mod gated_attention;
 pub mod generate;
 pub mod gla;
+pub mod hybrid_linear_attention;
 pub mod lm;
+mod mixer_enum;
+pub mod qwen3_next;
+pub mod recurrent;
 pub mod softmax;
 
 pub use backbone::CausalModel;
@@ -53,5 +60,7 @@ pub use gated_attention::{
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
+pub use hybrid_linear_attention::{HybridConfig, HybridForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
+pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
