@@ -11,6 +11,7 @@ pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod init;
+pub mod latent_attention;
 pub mod norm;
 pub mod probe;
 pub mod scan;
@@ -18,5 +19,5 @@ pub mod sequence;
 #[cfg(test)]
 mod test_util;
 
-pub use config::ModuleConfig;
+pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};

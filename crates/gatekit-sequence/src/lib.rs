@@ -37,7 +37,10 @@
 pub mod backbone;
 pub mod generate;
 pub mod gla;
+pub mod kimi_linear;
+mod latent;
 pub mod lm;
+pub mod recurrent;
 pub mod softmax;
 
 pub use backbone::CausalModel;
