@@ -5,6 +5,8 @@
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
 //! | [`gla`] | gated linear attention |
+//! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -37,9 +39,11 @@
 pub mod backbone;
 pub mod generate;
 pub mod gla;
+pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 mod latent;
 pub mod lm;
+mod mixer_enum;
 pub mod recurrent;
 pub mod softmax;
 
@@ -47,5 +51,6 @@ pub use backbone::CausalModel;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
+pub use hybrid_linear_attention::{HybridConfig, HybridForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
