@@ -7,13 +7,16 @@ mod common;
 pub mod config;
 pub mod conv;
 pub mod decay;
+pub mod dispatch;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod init;
 pub mod latent_attention;
+pub mod moe;
 pub mod norm;
 pub mod probe;
+pub mod router;
 pub mod scan;
 pub mod sequence;
 #[cfg(test)]

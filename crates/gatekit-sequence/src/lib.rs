@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gla`] | gated linear attention |
 //! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
 //! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
@@ -37,6 +38,7 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
+pub mod feed_forward;
 pub mod generate;
 pub mod gla;
 pub mod hybrid_linear_attention;
@@ -48,6 +50,7 @@ pub mod recurrent;
 pub mod softmax;
 
 pub use backbone::CausalModel;
+pub use feed_forward::DecoderFeedForward;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
