@@ -12,7 +12,6 @@ pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod init;
-pub mod latent_attention;
 pub mod moe;
 pub mod norm;
 pub mod probe;

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use gatekit_core::InputError;
+use gatekit_core::attention::{LatentAttention, LatentCache};
 use gatekit_core::checkpoint::{NamedTensors, TensorError};
-use gatekit_core::latent_attention::{LatentAttention, LatentCache};
 
 use crate::backbone::{
     MixerContext, MixerState, TokenMixer, check_shape, no_more_tensors, state_data, take_state_tensor,

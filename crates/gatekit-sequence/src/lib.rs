@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`deepseek_v3`] | latent attention with rotary positions and experts chosen in groups |
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gla`] | gated linear attention |
 //! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`kimi_linear`] | Kimi Delta Attention in a hybrid stack with latent attention and experts |
 //! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -38,6 +40,8 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
+mod decoder_layout;
+pub mod deepseek_v3;
 pub mod feed_forward;
 pub mod generate;
 pub mod gla;
@@ -47,13 +51,18 @@ mod latent;
 pub mod lm;
 mod mixer_enum;
 pub mod recurrent;
+mod routed;
 pub mod softmax;
 
 pub use backbone::CausalModel;
+pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
 pub use feed_forward::DecoderFeedForward;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use hybrid_linear_attention::{HybridConfig, HybridForCausalLm};
+pub use kimi_linear::{
+    KimiDeltaAttention, KimiDeltaAttentionConfig, KimiLinearConfig, KimiLinearForCausalLm,
+};
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};

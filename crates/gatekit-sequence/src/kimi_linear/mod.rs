@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Every fourth layer is softmax attention over a compressed cache
-//! ([`LatentAttention`](gatekit_core::latent_attention::LatentAttention)), without positions. The
+//! ([`LatentAttention`](gatekit_core::attention::LatentAttention)), without positions. The
 //! feed-forward layers are mixtures of experts but for the first.
 //!
 //! [`load_pretrained`](crate::load_pretrained) reads checkpoints as they were released and as
@@ -18,7 +18,10 @@
 mod config;
 mod layer;
 mod mixer;
+mod model;
+mod published;
 
 pub use config::KimiDeltaAttentionConfig;
 pub use layer::{KimiDeltaAttention, KimiGateValues};
 pub use mixer::{KimiLayerState, KimiMixer};
+pub use model::{KimiFolderForm, KimiLinearConfig, KimiLinearForCausalLm, KimiLinearState};

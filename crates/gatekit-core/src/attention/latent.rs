@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use crate::attention::{AttentionOptions, RotaryEmbedding, attention_weights, causal_attention};
+use super::{AttentionOptions, RotaryEmbedding, attention_weights, causal_attention};
 use crate::config::{ModuleConfig, check_sizes};
 use crate::error::ConfigError;
 use crate::init;
