@@ -21,5 +21,5 @@ pub mod sequence;
 #[cfg(test)]
 mod test_util;
 
-pub use config::ModuleConfig;
+pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};

@@ -307,7 +307,7 @@ impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
     }
 
     /// The final norm and the head.
-    fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.model.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(x),
