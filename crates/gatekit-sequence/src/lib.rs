@@ -5,6 +5,8 @@
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
 //! | [`gla`] | gated linear attention |
+//! | [`mamba`] | Mamba: the selective state space, its block and its language model |
+//! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -38,6 +40,8 @@ pub mod backbone;
 pub mod generate;
 pub mod gla;
 pub mod lm;
+pub mod mamba;
+pub mod mamba_icl;
 pub mod softmax;
 
 pub use backbone::CausalModel;
@@ -45,4 +49,5 @@ pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
+pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
