@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
@@ -34,12 +35,14 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod auto;
 pub mod backbone;
 pub mod generate;
 pub mod gla;
 pub mod lm;
 pub mod softmax;
 
+pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
