@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
 //! | [`gla`] | gated linear attention |
 //! | [`mamba`] | Mamba: the selective state space, its block and its language model |
 //! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
@@ -36,6 +37,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod auto;
 pub mod backbone;
 pub mod generate;
 pub mod gla;
@@ -44,6 +46,7 @@ pub mod mamba;
 pub mod mamba_icl;
 pub mod softmax;
 
+pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
