@@ -1,10 +1,13 @@
 //! How a gate value is made from logits, and how it is applied.
 //!
 //! Made: [`GateActivation`] (with temperatures), [`hard_gate`] and [`gumbel_sigmoid`] with a
-//! straight-through gradient, [`lower_bounded_gate`]. Applied: [`output_gate`], [`convex_mix`],
+//! straight-through gradient, [`lower_bounded_gate`], [`selective_gate`] (every step against those
+//! after it). Applied: [`output_gate`], [`convex_mix`],
 //! [`highway`], [`gated_residual`], and as modules with parameters [`OutputGate`], [`Highway`] and
 //! [`TanhGate`]. All of them keep finite values and gradients at any finite logit: a gate may be
 //! exactly 0 or 1.
+
+mod selective;
 
 use std::fmt;
 
@@ -20,6 +23,8 @@ use crate::config::ModuleConfig;
 use crate::decay::log_sigmoid_stable;
 use crate::error::ConfigError;
 use crate::init;
+
+pub use selective::{selective_gate, selective_log_gate};
 
 /// How logits become gate values.
 ///

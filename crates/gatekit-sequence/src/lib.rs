@@ -12,6 +12,10 @@
 //! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
 //! | [`kimi_linear`] | Kimi Delta Attention in a hybrid stack with latent attention and experts |
 //! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
+//! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
+//! | [`gla`] | gated linear attention |
+//! | [`mamba`] | Mamba: the selective state space, its block and its language model |
+//! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -41,6 +45,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod auto;
 pub mod backbone;
 mod decoder_layout;
 pub mod deepseek_v3;
@@ -56,8 +61,11 @@ mod mixer_enum;
 pub mod qwen3_next;
 pub mod recurrent;
 mod routed;
+pub mod mamba;
+pub mod mamba_icl;
 pub mod softmax;
 
+pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
 pub use feed_forward::DecoderFeedForward;
@@ -74,4 +82,5 @@ pub use kimi_linear::{
 };
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
+pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
