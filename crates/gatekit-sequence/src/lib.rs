@@ -5,6 +5,7 @@
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
 //! | [`gla`] | gated linear attention |
+//! | [`mixture_of_value_embeddings`] | a value memory that all layers share |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -38,6 +39,7 @@ pub mod backbone;
 pub mod generate;
 pub mod gla;
 pub mod lm;
+pub mod mixture_of_value_embeddings;
 pub mod softmax;
 
 pub use backbone::CausalModel;
@@ -45,4 +47,5 @@ pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
+pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
