@@ -1,8 +1,10 @@
 //! What a gate did: statistics as numbers, series over training steps, tables, and SVG plots.
 
+mod bars;
 mod plot;
 mod statistics;
 
+pub use bars::BarPlot;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
 
