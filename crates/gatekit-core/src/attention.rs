@@ -2,6 +2,10 @@
 //!
 //! [`causal_attention`] is the plain function, [`CausalAttention`] the layer.
 
+mod grid;
+
+pub use grid::GridRotaryEmbedding;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -255,6 +259,8 @@ fn check(q: &Tensor<4>, k: &Tensor<4>, v: Option<&Tensor<4>>, options: &Attentio
 pub struct RotaryEmbedding {
     dim: usize,
     theta: f64,
+    /// 1, or -1 against the usual sense.
+    sense: f64,
     table: Arc<Mutex<Option<RotaryTable>>>,
 }
 
@@ -279,7 +285,12 @@ impl RotaryEmbedding {
         if !(theta > 0.0 && theta.is_finite()) {
             return Err(ConfigError::new("rope_theta", theta, "a finite number above 0"));
         }
-        Ok(Self { dim, theta, table: Arc::default() })
+        Ok(Self { dim, theta, sense: 1.0, table: Arc::default() })
+    }
+
+    /// The rotation against the usual sense: `[x_1 cos + x_2 sin, x_2 cos - x_1 sin]`.
+    pub fn reversed(self) -> Self {
+        Self { sense: -self.sense, table: Arc::default(), ..self }
     }
 
     /// Rotates `x` `[batch, time, heads, >= dim]`, whose first step stands at position `offset`.
@@ -356,7 +367,9 @@ impl RotaryEmbedding {
         let half = self.dim / 2;
         let rates: Vec<f64> = (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64)).collect();
         let (sin, cos): (Vec<f64>, Vec<f64>) = (first..first + count)
-            .flat_map(|position| rates.iter().map(move |rate| (position as f64 * rate).sin_cos()))
+            .flat_map(|position| {
+                rates.iter().map(move |rate| (self.sense * position as f64 * rate).sin_cos())
+            })
             .unzip();
         let tensor = |values| Tensor::from_data(TensorData::new(values, [count, half]), (device, dtype));
         RotaryTable { first, cos: tensor(cos), sin: tensor(sin) }
@@ -484,14 +497,18 @@ impl KvCache {
     }
 
     /// Old and new tokens one after the other.
-    fn extended(self, keys: Tensor<4>, values: Tensor<4>) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// When the batches differ.
+    pub fn extended(self, keys: Tensor<4>, values: Tensor<4>) -> Self {
         let position = self.position + keys.dims()[1];
         if self.is_empty() {
             return Self { keys, values, position };
         }
         assert!(
             self.keys.dims()[0] == keys.dims()[0],
-            "CausalAttention: the cache {:?} and the new keys {:?} differ in batch",
+            "KvCache: the keys held {:?} and the new keys {:?} differ in batch",
             self.keys.dims(),
             keys.dims()
         );
@@ -503,7 +520,7 @@ impl KvCache {
     }
 
     /// Only the last `count` tokens.
-    fn last(self, count: usize) -> Self {
+    pub fn last(self, count: usize) -> Self {
         let held = self.len();
         if held <= count {
             return self;

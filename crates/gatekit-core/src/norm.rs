@@ -227,7 +227,9 @@ mod tests {
             let input = float64(&x, [2, 3, 4], &device);
             assert_close(&values(rms_normalize(input, 1e-3)), &expected(&x, &[1.0; 4], 1e-3), 1e-12);
             assert_eq!(values(rms_normalize(Tensor::<2>::zeros([1, 3], &device), 1e-7)), [0.0; 3]);
-            check_gradients(&x, [2, 3, 4], &device, |x| rms_normalize(x, 1e-3) * float64(&ramp(24, 0.8), [2, 3, 4], &device));
+            check_gradients(&x, [2, 3, 4], &device, |x| {
+                rms_normalize(x, 1e-3) * float64(&ramp(24, 0.8), [2, 3, 4], &device)
+            });
         }
     }
 

@@ -6,6 +6,7 @@ pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod move_;
 mod scan;
 
 use burn::tensor::Device;
@@ -34,6 +35,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("move", move_::ROWS),
 ];
 
 /// Builds, runs and judges a case.

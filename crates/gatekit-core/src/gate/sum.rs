@@ -53,9 +53,7 @@ impl ModuleConfig for GatedSumConfig {
     type Module = GatedSum;
 
     fn try_init(&self, device: &Device) -> Result<GatedSum, ConfigError> {
-        for (field, size) in
-            [("input_size", self.input_size), ("heads", self.heads), ("terms", self.terms)]
-        {
+        for (field, size) in [("input_size", self.input_size), ("heads", self.heads), ("terms", self.terms)] {
             if size == 0 {
                 return Err(ConfigError::new(field, size, "at least 1"));
             }

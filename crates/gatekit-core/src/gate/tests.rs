@@ -47,9 +47,7 @@ fn gradients_of_activations_match_finite_differences() {
     let device = devices().remove(0);
     for activation in all() {
         // Away from the corners of the hard sigmoid and of the rectifier.
-        check_gradients(&[-100.0, -4.0, -0.7, 0.3, 2.0, 5.0, 100.0], [7], &device, |z| {
-            activation.apply(z)
-        });
+        check_gradients(&[-100.0, -4.0, -0.7, 0.3, 2.0, 5.0, 100.0], [7], &device, |z| activation.apply(z));
     }
     check_gradients(&[0.0], [1], &device, sigmoid);
     check_gradients(&[0.0], [1], &device, |z| GateActivation::Swish.apply(z));
@@ -63,12 +61,21 @@ fn names_are_read_back() {
         assert_eq!(GateActivation::parse(&activation.to_string()).unwrap(), activation);
     }
     assert_eq!(GateActivation::parse("SiLU").unwrap(), GateActivation::Swish);
-    for bad in ["", "sigmoidal", "sigmoid/0", "tanh/-1", "sigmoid/inf", "relu/2", "sigmoid/x", "2*tanh", "-1*sigmoid", "*sigmoid"] {
+    for bad in [
+        "",
+        "sigmoidal",
+        "sigmoid/0",
+        "tanh/-1",
+        "sigmoid/inf",
+        "relu/2",
+        "sigmoid/x",
+        "2*tanh",
+        "-1*sigmoid",
+        "*sigmoid",
+    ] {
         assert_eq!(GateActivation::parse(bad).unwrap_err().field, "activation", "{bad}");
     }
-    assert!(
-        GateActivation::TemperedTanh(0.0).check("gate_fn").unwrap_err().to_string().contains("gate_fn")
-    );
+    assert!(GateActivation::TemperedTanh(0.0).check("gate_fn").unwrap_err().to_string().contains("gate_fn"));
 }
 
 fn serde_roundtrip(activation: GateActivation) -> GateActivation {
@@ -133,9 +140,8 @@ fn gates_are_applied_by_their_equations() {
     let (a, b, z) = (ramp(6, 1.0), ramp(6, 2.0), ramp(6, 3.0));
     for device in devices() {
         let tensor = |values: &[f64]| float32(values, [2, 3], &device);
-        let each = |f: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> {
-            (0..6).map(|i| f(a[i], b[i], z[i])).collect()
-        };
+        let each =
+            |f: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> { (0..6).map(|i| f(a[i], b[i], z[i])).collect() };
         let swish = GateActivation::Swish;
         assert_close(
             &values(output_gate(tensor(&a), tensor(&z), swish)),
@@ -216,8 +222,7 @@ fn zero_initialised_gate_is_silent_but_learns() {
 fn modules_gate_by_a_projection() {
     for device in devices() {
         let gate = OutputGateConfig::new(2, 3).with_bias(true).init(&device);
-        let (x, input) =
-            (float32(&ramp(6, 1.0), [2, 3], &device), float32(&ramp(4, 2.0), [2, 2], &device));
+        let (x, input) = (float32(&ramp(6, 1.0), [2, 3], &device), float32(&ramp(4, 2.0), [2, 2], &device));
         let expected = x.clone() * gate.gate(input.clone());
         assert_close(&values(gate.forward(x, input)), &values(expected), 1e-6);
 

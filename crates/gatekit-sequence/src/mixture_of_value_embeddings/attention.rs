@@ -66,12 +66,12 @@ impl Heads {
             }
         }
         let value = n_kv_head.unwrap_or(n_head);
-        if value == 0 || n_head % value != 0 {
+        if value == 0 || !n_head.is_multiple_of(value) {
             return Err(ConfigError::new("n_kv_head", value, format!("a divisor of n_head = {n_head}")));
         }
         let dim = match head_dim {
             Some(dim) => dim,
-            None if n_embd % n_head == 0 => n_embd / n_head,
+            None if n_embd.is_multiple_of(n_head) => n_embd / n_head,
             None => {
                 let need = format!("a multiple of n_head = {n_head}, or a head_dim");
                 return Err(ConfigError::new("n_embd", n_embd, need));
@@ -218,12 +218,7 @@ impl MoveAttention {
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn prefill(
-        &self,
-        x: Tensor<3>,
-        memory: Option<Tensor<5>>,
-        cache: KvCache,
-    ) -> (Tensor<3>, KvCache) {
+    pub fn prefill(&self, x: Tensor<3>, memory: Option<Tensor<5>>, cache: KvCache) -> (Tensor<3>, KvCache) {
         let (q, k, v) = self.project(x, memory);
         let (q, k) = (self.rotary.apply(q, cache.position), self.rotary.apply(k, cache.position));
         let (q, k) = (self.normalised(q), self.normalised(k));
@@ -238,12 +233,7 @@ impl MoveAttention {
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn step(
-        &self,
-        x: Tensor<2>,
-        memory: Option<Tensor<5>>,
-        cache: KvCache,
-    ) -> (Tensor<2>, KvCache) {
+    pub fn step(&self, x: Tensor<2>, memory: Option<Tensor<5>>, cache: KvCache) -> (Tensor<2>, KvCache) {
         let (y, cache) = self.prefill(x.unsqueeze_dim(1), memory, cache);
         (y.squeeze_dim(1), cache)
     }

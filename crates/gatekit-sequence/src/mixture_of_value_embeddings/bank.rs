@@ -43,7 +43,9 @@ impl ModuleConfig for ValueEmbeddingBankConfig {
             .checked_mul(self.head_dim)
             .and_then(|values| values.checked_mul(self.move_slots))
             .filter(|columns| columns.checked_mul(self.rows).is_some())
-            .ok_or_else(|| ConfigError::new("move_slots", self.move_slots, "a table that can be addressed"))?;
+            .ok_or_else(|| {
+                ConfigError::new("move_slots", self.move_slots, "a table that can be addressed")
+            })?;
         Ok(ValueEmbeddingBank {
             weight: init::values(self.rows, columns, self.n_embd, device),
             n_kv_head: self.n_kv_head,

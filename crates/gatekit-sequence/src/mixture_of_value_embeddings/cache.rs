@@ -5,7 +5,9 @@ use gatekit_core::InputError;
 use gatekit_core::attention::KvCache;
 use gatekit_core::checkpoint::{NamedTensors, TensorError, TensorProblem};
 
-use crate::backbone::{MixerState, check_shape, no_more_tensors, state_data, take_state_tensor, tensor_bytes};
+use crate::backbone::{
+    MixerState, check_shape, no_more_tensors, state_data, take_state_tensor, tensor_bytes,
+};
 
 /// Latents and shared keys of the tokens so far: the state of
 /// [`MoveLatentAttention`](super::MoveLatentAttention).
@@ -78,6 +80,7 @@ impl LatentCache {
 
 /// The streaming state of one layer: keys and **mixed** values, or mixed latents.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a layer, and all of a model are of one kind")]
 pub enum MoveCache {
     /// Of [`MoveAttention`](super::MoveAttention).
     Full(KvCache),
@@ -112,12 +115,8 @@ impl MoveCache {
                 check_shape("values", &cache.values.dims(), &need)
             }
             (Self::Latent(cache), Self::Latent(empty)) => cache.check(empty, batch),
-            (Self::Full(_), Self::Latent(_)) => {
-                Err(InputError::new("cache", "keys and values", "latents"))
-            }
-            (Self::Latent(_), Self::Full(_)) => {
-                Err(InputError::new("cache", "latents", "keys and values"))
-            }
+            (Self::Full(_), Self::Latent(_)) => Err(InputError::new("cache", "keys and values", "latents")),
+            (Self::Latent(_), Self::Full(_)) => Err(InputError::new("cache", "latents", "keys and values")),
         }
     }
 }

@@ -93,7 +93,11 @@ impl MoveImageModel {
         }
         check_range("codes", codes, self.vocab_size())?;
         if labels.dims() != [batch] {
-            return Err(InputError::new("labels", format!("shape {:?}", labels.dims()), format!("[{batch}]")));
+            return Err(InputError::new(
+                "labels",
+                format!("shape {:?}", labels.dims()),
+                format!("[{batch}]"),
+            ));
         }
         self.check_labels(labels)
     }
@@ -127,7 +131,7 @@ impl MoveImageModel {
         }
         let before = (count > 1).then(|| codes.narrow(1, 0, count - 1));
         let (x, ids) = self.embed(Some(labels), before);
-        self.run(x, ids, |_, attention, x, memory| attention.forward(x, memory))
+        self.run(x, ids, |attention, x, memory| attention.forward(x, memory))
     }
 
     /// Mean cross entropy in nats of the codes, position j for code j.
@@ -229,7 +233,8 @@ impl MoveImageModel {
             position - 1
         );
         if cfg!(debug_assertions) {
-            check_range("codes", &codes, self.vocab_size()).unwrap_or_else(|error| panic!("prefill: {error}"));
+            check_range("codes", &codes, self.vocab_size())
+                .unwrap_or_else(|error| panic!("prefill: {error}"));
         }
         let (x, ids) = self.embed(None, Some(codes));
         self.advance(x, ids, state)
@@ -246,7 +251,7 @@ impl MoveImageModel {
         let before = (count > 1).then(|| codes.narrow(1, 0, count - 1));
         let (x, ids) = self.embed(Some(labels), before);
         let mut gates = Vec::new();
-        self.run(x, ids, |_, attention, x, memory| {
+        self.run(x, ids, |attention, x, memory| {
             gates.push(attention.mixer.as_ref().map(|mixer| mixer.gates(x.clone())));
             attention.forward(x, memory)
         });
@@ -269,10 +274,15 @@ impl MoveImageModel {
         (self.dropout.forward(Tensor::cat(x, 1)), Tensor::cat(ids, 1))
     }
 
-    fn advance(&self, x: Tensor<3>, ids: Tensor<2, Int>, state: MoveImageState) -> (Tensor<3>, MoveImageState) {
+    fn advance(
+        &self,
+        x: Tensor<3>,
+        ids: Tensor<2, Int>,
+        state: MoveImageState,
+    ) -> (Tensor<3>, MoveImageState) {
         let mut old = state.layers.into_iter();
         let mut layers = Vec::with_capacity(old.len());
-        let logits = self.run(x, ids, |_, attention, x, memory| {
+        let logits = self.run(x, ids, |attention, x, memory| {
             let Some(MoveCache::Full(cache)) = old.next() else { unreachable!("the state was checked") };
             let (y, cache) = attention.prefill(x, memory, cache);
             layers.push(MoveCache::Full(cache));
@@ -286,12 +296,12 @@ impl MoveImageModel {
         &self,
         mut x: Tensor<3>,
         ids: Tensor<2, Int>,
-        mut attend: impl FnMut(usize, &MoveImageAttention, Tensor<3>, Option<Tensor<5>>) -> Tensor<3>,
+        mut attend: impl FnMut(&MoveImageAttention, Tensor<3>, Option<Tensor<5>>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let memory = ValueEmbeddings::look_up(&self.value_embeds, &ids);
-        for (layer, block) in self.layers.iter().enumerate() {
+        let memory = ValueEmbeddings::look_up(&self.value_embeds, &ids, self.layers.len());
+        for (block, memory) in self.layers.iter().zip(memory) {
             let normalised = block.attention_norm.forward(x.clone());
-            x = x + block.dropout.forward(attend(layer, &block.attention, normalised, memory.layer(layer)));
+            x = x + block.dropout.forward(attend(&block.attention, normalised, memory));
             let normalised = block.ffn_norm.forward(x.clone());
             x = x + block.dropout.forward(block.feed_forward.forward(normalised));
         }

@@ -43,10 +43,11 @@ impl ModuleConfig for MoveImageAttentionConfig {
     fn try_init(&self, device: &Device) -> Result<MoveImageAttention, ConfigError> {
         let width = self.n_embd;
         let heads = Heads::new(width, self.n_head, self.n_kv_head, self.head_dim)?;
-        let rotary = GridRotaryEmbedding::new(heads.dim, self.grid_size, 1, self.rope_base).map_err(|error| {
-            let field = if error.field == "rope_theta" { "rope_base".to_string() } else { error.field };
-            ConfigError::new(field, error.got, error.need)
-        })?;
+        let rotary =
+            GridRotaryEmbedding::new(heads.dim, self.grid_size, 1, self.rope_base).map_err(|error| {
+                let field = if error.field == "rope_theta" { "rope_base".to_string() } else { error.field };
+                ConfigError::new(field, error.got, error.need)
+            })?;
         let mixer = |slots| {
             ValueMixerConfig::new(width, heads.value, heads.dim, slots)
                 .with_gate_standard(self.gate_standard)
@@ -113,12 +114,7 @@ impl MoveImageAttention {
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn prefill(
-        &self,
-        x: Tensor<3>,
-        memory: Option<Tensor<5>>,
-        cache: KvCache,
-    ) -> (Tensor<3>, KvCache) {
+    pub fn prefill(&self, x: Tensor<3>, memory: Option<Tensor<5>>, cache: KvCache) -> (Tensor<3>, KvCache) {
         let (q, k, v) = self.project(x, memory, cache.position);
         let cache = cache.extended(k, v);
         (self.attend(q, cache.keys.clone(), cache.values.clone()), cache)
@@ -137,7 +133,8 @@ impl MoveImageAttention {
         let heads = qkv.dims()[2] / dim - 2 * groups;
         let qkv = qkv.reshape([batch, time, heads + 2 * groups, dim]);
         let part = |start, count| qkv.clone().narrow(2, start, count);
-        let (q, k) = (self.rotary.apply(part(0, heads), position), self.rotary.apply(part(heads, groups), position));
+        let (q, k) =
+            (self.rotary.apply(part(0, heads), position), self.rotary.apply(part(heads, groups), position));
         (q, k, mixed(&self.mixer, x, part(heads + groups, groups), memory))
     }
 

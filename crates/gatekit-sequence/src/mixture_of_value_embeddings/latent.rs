@@ -83,7 +83,7 @@ impl ModuleConfig for MoveLatentAttentionConfig {
             return Err(ConfigError::new("mla_d_rope", self.mla_d_rope, need));
         }
         let groups = self.num_latent_groups.unwrap_or(heads);
-        if groups == 0 || self.mla_d_c % groups != 0 {
+        if groups == 0 || !self.mla_d_c.is_multiple_of(groups) {
             let need = format!("a divisor of mla_d_c = {}", self.mla_d_c);
             return Err(ConfigError::new("num_latent_groups", groups, need));
         }
@@ -229,12 +229,7 @@ impl MoveLatentAttention {
     }
 
     /// Queries, and what a cache holds of the tokens.
-    fn project(
-        &self,
-        x: Tensor<3>,
-        memory: Option<Tensor<4>>,
-        place: Place<'_>,
-    ) -> (Tensor<4>, LatentCache) {
+    fn project(&self, x: Tensor<3>, memory: Option<Tensor<4>>, place: Place<'_>) -> (Tensor<4>, LatentCache) {
         let [batch, time, _] = x.dims();
         let ([latent, _], groups) = (self.w_ukv.weight.val().dims(), self.latent_groups);
         let query_latent = self.w_uq.weight.lazy_shape()[0];
@@ -245,7 +240,11 @@ impl MoveLatentAttention {
 
         let memory = memory.map(|memory| {
             let [memory_batch, memory_time, slots, width] = memory.dims();
-            assert!(width == latent, "MoveLatentAttention: `memory` {:?} has {width} channels, the latent {latent}", memory.dims());
+            assert!(
+                width == latent,
+                "MoveLatentAttention: `memory` {:?} has {width} channels, the latent {latent}",
+                memory.dims()
+            );
             memory.reshape([memory_batch, memory_time, slots, groups, latent / groups])
         });
         let grouped = plain.clone().reshape([batch, time, groups, latent / groups]);

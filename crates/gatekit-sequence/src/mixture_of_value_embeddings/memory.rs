@@ -62,7 +62,7 @@ impl ValueMemory {
     pub fn slots(&self, layer: usize, layers: usize) -> Option<usize> {
         match self {
             Self::None => None,
-            Self::LayerWise { every } => ((layers - 1 - layer) % every == 0).then_some(1),
+            Self::LayerWise { every } => (layers - 1 - layer).is_multiple_of(*every).then_some(1),
             Self::Global { slots } => Some(*slots),
         }
     }
@@ -80,14 +80,6 @@ pub enum ValueEmbeddings {
     Shared(ValueEmbeddingBank),
     /// The table of each layer that has one.
     LayerWise(Vec<Option<ValueEmbeddingBank>>),
-}
-
-/// What a model's tables hold for a batch of ids, looked up once for all layers.
-#[derive(Debug, Clone)]
-pub(super) enum LayerValues {
-    None,
-    Shared(Tensor<5>),
-    LayerWise(Vec<Option<Tensor<5>>>),
 }
 
 impl ValueEmbeddings {
@@ -112,16 +104,18 @@ impl ValueEmbeddings {
         })
     }
 
-    /// Fetches the values of `ids` `[batch, time]` from every table.
-    pub(super) fn look_up(tables: &Option<Self>, ids: &Tensor<2, Int>) -> LayerValues {
+    /// Fetches the values of `ids` `[batch, time]` once, for every layer: `[batch, time, slots, heads,
+    /// head_dim]`, `None` for a layer without a memory. Layers that share a bank share its tensor.
+    pub(super) fn look_up(
+        tables: &Option<Self>,
+        ids: &Tensor<2, Int>,
+        layers: usize,
+    ) -> Vec<Option<Tensor<5>>> {
         match tables {
-            None => LayerValues::None,
-            Some(Self::Shared(bank)) => LayerValues::Shared(bank.look_up(ids.clone())),
+            None => vec![None; layers],
+            Some(Self::Shared(bank)) => vec![Some(bank.look_up(ids.clone())); layers],
             Some(Self::LayerWise(tables)) => {
-                let fetch = |table: &Option<ValueEmbeddingBank>| {
-                    table.as_ref().map(|table| table.look_up(ids.clone()))
-                };
-                LayerValues::LayerWise(tables.iter().map(fetch).collect())
+                tables.iter().map(|table| table.as_ref().map(|table| table.look_up(ids.clone()))).collect()
             }
         }
     }
@@ -141,16 +135,5 @@ impl ValueEmbeddings {
     /// As [`ValueEmbeddingBank::check_ids`].
     pub fn check_ids(&self, ids: &Tensor<2, Int>) -> Result<(), InputError> {
         self.banks().first().map_or(Ok(()), |bank| bank.check_ids(ids))
-    }
-}
-
-impl LayerValues {
-    /// The values `[batch, time, slots, heads, head_dim]` of layer `layer`: a handle, no copy.
-    pub(super) fn layer(&self, layer: usize) -> Option<Tensor<5>> {
-        match self {
-            Self::None => None,
-            Self::Shared(values) => Some(values.clone()),
-            Self::LayerWise(values) => values[layer].clone(),
-        }
     }
 }

@@ -44,8 +44,9 @@ impl ModuleConfig for ValueMixerConfig {
             .check("gate_scale")
             .map_err(|_| ConfigError::new("gate_scale", self.gate_scale, "a finite number above 0"))?;
         let gates = self.move_slots + usize::from(self.gate_standard);
-        let ve_gate =
-            GatedSumConfig::new(self.n_embd, self.n_kv_head, gates).with_activation(activation).try_init(device)?;
+        let ve_gate = GatedSumConfig::new(self.n_embd, self.n_kv_head, gates)
+            .with_activation(activation)
+            .try_init(device)?;
         Ok(ValueMixer { ve_gate, gate_standard: self.gate_standard, head_dim: self.head_dim })
     }
 }

@@ -46,24 +46,14 @@ impl TextAttention {
         }
     }
 
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        memory: Option<Tensor<5>>,
-        boundaries: Option<&Boundaries>,
-    ) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, memory: Option<Tensor<5>>, boundaries: Option<&Boundaries>) -> Tensor<3> {
         match self {
             Self::Full(attention) => attention.forward(x, memory, boundaries),
             Self::Latent(attention) => attention.forward(x, latent_memory(memory), boundaries).0,
         }
     }
 
-    fn prefill(
-        &self,
-        x: Tensor<3>,
-        memory: Option<Tensor<5>>,
-        cache: MoveCache,
-    ) -> (Tensor<3>, MoveCache) {
+    fn prefill(&self, x: Tensor<3>, memory: Option<Tensor<5>>, cache: MoveCache) -> (Tensor<3>, MoveCache) {
         match (self, cache) {
             (Self::Full(attention), MoveCache::Full(cache)) => {
                 let (y, cache) = attention.prefill(x, memory, cache);
@@ -194,9 +184,8 @@ impl MoveTextModel {
             return Err(InputError::new("token_bytes", token_bytes.len(), format!("{vocab_size} lengths")));
         }
         let shape = targets.dims();
-        let length = |target: i64| {
-            usize::try_from(target).ok().and_then(|target| token_bytes.get(target)).copied()
-        };
+        let length =
+            |target: i64| usize::try_from(target).ok().and_then(|target| token_bytes.get(target)).copied();
         let targets: Vec<i64> = targets.to_data().iter::<i64>().collect();
         let bytes: usize = targets.iter().filter_map(|target| length(*target)).sum();
         let counted: Vec<i64> = (targets.into_iter())
@@ -217,7 +206,7 @@ impl MoveTextModel {
     /// As [`CausalLm::forward`].
     pub fn gate_values(&self, input_ids: Tensor<2, Int>) -> Vec<Option<Tensor<4>>> {
         let mut gates = Vec::new();
-        self.run(input_ids, |_, attn, x, memory| {
+        self.run(input_ids, |attn, x, memory| {
             gates.push(attn.mixer().map(|mixer| mixer.gates(x.clone())));
             attn.forward(x, memory, None)
         });
@@ -228,13 +217,14 @@ impl MoveTextModel {
     fn run(
         &self,
         input_ids: Tensor<2, Int>,
-        mut attend: impl FnMut(usize, &TextAttention, Tensor<3>, Option<Tensor<5>>) -> Tensor<3>,
+        mut attend: impl FnMut(&TextAttention, Tensor<3>, Option<Tensor<5>>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let memory = ValueEmbeddings::look_up(&self.value_embeds, &input_ids);
+        let layers = &self.transformer.h;
+        let memory = ValueEmbeddings::look_up(&self.value_embeds, &input_ids, layers.len());
         let normalised = |x: &Tensor<3>| rms_normalize(x.clone(), self.norm_eps);
         let mut x = normalised(&self.transformer.wte.forward(input_ids));
-        for (layer, block) in self.transformer.h.iter().enumerate() {
-            x = x.clone() + attend(layer, &block.attn, normalised(&x), memory.layer(layer));
+        for (block, memory) in layers.iter().zip(memory) {
+            x = x.clone() + attend(&block.attn, normalised(&x), memory);
             x = x.clone() + block.mlp.forward(normalised(&x));
         }
         let logits = self.lm_head.forward(normalised(&x));
@@ -258,12 +248,14 @@ impl CausalLm for MoveTextModel {
         self.check_in_debug(&input_ids);
         let packing = attention_mask.and_then(|mask| padding(&mask, input_ids.dims()));
         match packing {
-            None => self.run(input_ids, |_, attn, x, memory| attn.forward(x, memory, None)),
+            None => self.run(input_ids, |attn, x, memory| attn.forward(x, memory, None)),
             Some(packing) => {
                 let boundaries = Some(packing.boundaries());
-                packing.unpack(self.run(packing.pack_ids(input_ids), |_, attn, x, memory| {
-                    attn.forward(x, memory, boundaries)
-                }))
+                packing.unpack(
+                    self.run(packing.pack_ids(input_ids), |attn, x, memory| {
+                        attn.forward(x, memory, boundaries)
+                    }),
+                )
             }
         }
     }
@@ -298,7 +290,7 @@ impl StreamingLm for MoveTextModel {
         }
         let mut old = state.layers.into_iter();
         let mut layers = Vec::with_capacity(old.len());
-        let logits = self.run(input_ids, |_, attn, x, memory| {
+        let logits = self.run(input_ids, |attn, x, memory| {
             let cache = old.next().expect("one cache a layer");
             let (y, cache) = attn.prefill(x, memory, cache);
             layers.push(cache);

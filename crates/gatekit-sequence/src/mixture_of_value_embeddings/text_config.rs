@@ -123,7 +123,12 @@ impl MoveTextConfig {
     }
 
     /// The attention of a layer that mixes `slots` slots.
-    fn attention(&self, slots: Option<usize>, gate: bool, device: &Device) -> Result<TextAttention, ConfigError> {
+    fn attention(
+        &self,
+        slots: Option<usize>,
+        gate: bool,
+        device: &Device,
+    ) -> Result<TextAttention, ConfigError> {
         let Some(mla_d_c) = self.mla_d_c else {
             let config = MoveAttentionConfig::new(self.n_embd, self.n_head)
                 .with_n_kv_head(self.n_kv_head)

@@ -89,7 +89,12 @@ impl MoveOptimizer {
     }
 
     /// One step against `gradients`, with all learning rates times `multiplier` (the schedule's).
-    pub fn step(&mut self, multiplier: f64, mut model: MoveTextModel, mut gradients: Gradients) -> MoveTextModel {
+    pub fn step(
+        &mut self,
+        multiplier: f64,
+        mut model: MoveTextModel,
+        mut gradients: Gradients,
+    ) -> MoveTextModel {
         for group in &mut self.groups {
             let own = GradientsParams::from_params(&mut gradients, &model, &group.parameters);
             model = group.optimizer.step(group.learning_rate * multiplier, model, own);
