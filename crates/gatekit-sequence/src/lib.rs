@@ -16,6 +16,7 @@
 //! | [`gla`] | gated linear attention |
 //! | [`mamba`] | Mamba: the selective state space, its block and its language model |
 //! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
+//! | [`mixture_of_value_embeddings`] | a value memory that all layers share |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
@@ -63,6 +64,7 @@ pub mod recurrent;
 mod routed;
 pub mod mamba;
 pub mod mamba_icl;
+pub mod mixture_of_value_embeddings;
 pub mod softmax;
 
 pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
@@ -83,4 +85,5 @@ pub use kimi_linear::{
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
+pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};

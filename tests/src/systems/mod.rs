@@ -8,6 +8,7 @@ pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
 pub mod moe_routing;
+pub mod move_;
 mod scan;
 
 use burn::tensor::Device;
@@ -38,6 +39,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
     ("moe-routing", moe_routing::ROWS),
+    ("move", move_::ROWS),
 ];
 
 /// Builds, runs and judges a case.

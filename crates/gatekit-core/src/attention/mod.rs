@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod gate;
+mod grid;
 mod latent;
 mod layer;
 mod packed;
@@ -19,6 +20,7 @@ mod tests;
 pub use cache::KvCache;
 pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
 pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};
+pub use grid::GridRotaryEmbedding;
 pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
 pub use layer::{CausalAttention, Positions, Projected};
 pub use rotary::RotaryEmbedding;
