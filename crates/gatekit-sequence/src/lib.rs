@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`gated_associative_memory`] | gated associative memory: convolution, trained memory, gates |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
+//! | [`transnormer`] | TransNormerLLM: Lightning attention, LRPE |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
 //!
@@ -35,14 +37,18 @@
 #![deny(missing_docs)]
 
 pub mod backbone;
+pub mod gated_associative_memory;
 pub mod generate;
 pub mod gla;
 pub mod lm;
 pub mod softmax;
+pub mod transnormer;
 
 pub use backbone::CausalModel;
+pub use gated_associative_memory::{GamConfig, GamLm};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
+pub use transnormer::{TransNormerConfig, TransNormerLlm};
