@@ -12,12 +12,12 @@ use gatekit::{
 use super::Row;
 use crate::{
     case::Case,
-    evaluation::{Produced, every_form},
+    evaluation::{Produced, once},
     failure::Result,
     fields::Fields,
 };
 
-/// The system's components. None of them scans, so every form is the same.
+/// The system's components.
 pub const ROWS: &[Row] = &[
     Row { component: "mixer", run: run_mixer },
     Row { component: "block", run: run_block },
@@ -34,7 +34,7 @@ fn mixer(fields: &mut Fields<'_>) -> Result<GamMixerConfig> {
 }
 
 fn run_mixer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, _| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = mixer(&mut fields)?;
         fields.finish()?;
@@ -49,7 +49,7 @@ fn run_mixer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_block(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, _| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = GamBlockConfig { mixer: mixer(&mut fields)?, dropout: 0.0 };
         fields.with_default("dropout", 0.0)?;
@@ -62,7 +62,7 @@ fn run_block(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_model(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, _| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let mixer = mixer(&mut fields)?;
         let config = GamConfig {

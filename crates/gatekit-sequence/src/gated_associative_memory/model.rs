@@ -230,12 +230,16 @@ impl StreamingLm for GamLm {
         }
     }
 
+    fn check_room(&self, state: &GamState, tokens: usize) -> Result<(), InputError> {
+        self.check_length(state.layers.first().map_or(0, |layer| layer.position), tokens)
+    }
+
     /// As in the trait.
     ///
     /// # Panics
     ///
     /// As in the trait, and when the tokens so far and the new ones are more than there are learned
-    /// positions; [`check_length`](GamLm::check_length) tells beforehand.
+    /// positions; [`check_room`](StreamingLm::check_room) tells beforehand.
     fn prefill(&self, input_ids: Tensor<2, Int>, state: GamState) -> (Tensor<3>, GamState) {
         let [batch, time] = input_ids.dims();
         let x = self.embed(input_ids, self.position(&state, batch), None);
