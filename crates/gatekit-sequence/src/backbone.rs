@@ -494,6 +494,24 @@ pub(crate) fn take_state_tensor<const D: usize>(
     Ok(Tensor::from_data(data, device))
 }
 
+/// Takes `position`, a number of tokens, out of a state's tensors.
+pub(crate) fn take_position(tensors: &mut NamedTensors) -> Result<usize, TensorError> {
+    let position =
+        tensors.remove("position").ok_or_else(|| TensorError::new("position", TensorProblem::Missing))?;
+    match position.as_slice::<i64>() {
+        Ok(&[count]) if count >= 0 => Ok(count as usize),
+        _ => {
+            let (got, need) = (position.to_string(), "one integer of at least 0".to_string());
+            Err(TensorError::new("position", TensorProblem::Value { got, need }))
+        }
+    }
+}
+
+/// A position as [`take_position`] reads it.
+pub(crate) fn position_data(position: usize) -> TensorData {
+    TensorData::from([position as i64])
+}
+
 /// Refuses what is left of a state's tensors.
 pub(crate) fn no_more_tensors(tensors: NamedTensors) -> Result<(), TensorError> {
     match tensors.into_keys().next() {

@@ -7,6 +7,7 @@
 //! | [`deepseek_v3`] | latent attention with rotary positions and experts chosen in groups |
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gated_attention`] | softmax attention with an output gate, at five positions |
+//! | [`gated_associative_memory`] | gated associative memory: convolution, trained memory, gates |
 //! | [`gla`] | gated linear attention |
 //! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
 //! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
@@ -18,6 +19,7 @@
 //! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
 //! | [`mixture_of_value_embeddings`] | a value memory that all layers share |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
+//! | [`transnormer`] | TransNormerLLM: Lightning attention, LRPE |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
 //!
@@ -52,6 +54,7 @@ mod decoder_layout;
 pub mod deepseek_v3;
 pub mod feed_forward;
 pub mod gated_attention;
+pub mod gated_associative_memory;
 pub mod generate;
 pub mod gla;
 pub mod hybrid_linear_attention;
@@ -66,6 +69,7 @@ pub mod mamba;
 pub mod mamba_icl;
 pub mod mixture_of_value_embeddings;
 pub mod softmax;
+pub mod transnormer;
 
 pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
@@ -75,6 +79,7 @@ pub use gated_attention::{
     FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,
     GatedAttentionForCausalLm, GatedAttentionModelConfig,
 };
+pub use gated_associative_memory::{GamConfig, GamLm};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
@@ -87,3 +92,4 @@ pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
 pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
+pub use transnormer::{TransNormerConfig, TransNormerLlm};
