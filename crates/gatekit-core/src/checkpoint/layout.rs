@@ -300,3 +300,6 @@ pub(super) fn check_published<M: Module>(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
