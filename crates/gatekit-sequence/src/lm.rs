@@ -99,6 +99,17 @@ pub trait StreamingLm: CausalLm {
     /// [`InputError`] names the part of the state, its shape and the shape it needs.
     fn check_state(&self, state: &Self::State, batch: usize) -> Result<(), InputError>;
 
+    /// Checks that a state can take `tokens` more. By default it can take any number; a model with
+    /// learned positions has an end.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] names the length that would be reached and the longest.
+    fn check_room(&self, state: &Self::State, tokens: usize) -> Result<(), InputError> {
+        let _ = (state, tokens);
+        Ok(())
+    }
+
     /// Continues by several tokens.
     ///
     /// # Shapes
@@ -284,7 +295,8 @@ fn is_token(id: i64, vocab_size: usize) -> bool {
     usize::try_from(id).is_ok_and(|id| id < vocab_size)
 }
 
-fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+/// Half precision as float32, all else unchanged.
+pub(crate) fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,
