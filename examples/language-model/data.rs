@@ -1,20 +1,16 @@
 //! The text: read as bytes, split into a training part and a held-out part, and drawn from at random.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::prelude::*;
+use gatekit_examples::tasks::held_out_from;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::checksum;
 use crate::error::RunError;
-
-/// The text that ships with the repository.
-pub fn default_text() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/shakespeare.txt")
-}
 
 /// What identifies a text and its split, wherever the file lies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +49,7 @@ impl Corpus {
 
     /// Splits `bytes`.
     pub fn new(bytes: Vec<u8>) -> Self {
-        let held_out_from = split(&bytes);
+        let held_out_from = held_out_from(&bytes);
         Self { bytes, held_out_from }
     }
 
@@ -110,42 +106,20 @@ pub fn tokens(bytes: &[u8], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(ids, [1, bytes.len()]), device)
 }
 
-/// Where the held-out part begins: at the line that opens Twelfth Night after the Sonnets in the text that ships here,
-/// before the last tenth in any other.
-fn split(bytes: &[u8]) -> usize {
-    let line_starting = |text: &[u8], from: usize| {
-        let mut at_line = from == 0;
-        (from..bytes.len()).find(|&position| {
-            let found = at_line && bytes[position..].starts_with(text);
-            at_line = bytes[position] == b'\n';
-            found
-        })
-    };
-    line_starting(b"THE SONNETS", 0)
-        .and_then(|sonnets| line_starting(b"TWELFTH NIGHT", sonnets))
-        .unwrap_or(bytes.len() - bytes.len() / 10)
-}
-
 #[cfg(test)]
 mod tests {
+    use gatekit_examples::tasks::shakespeare;
+
     use super::*;
 
     #[test]
     fn the_shipped_text_is_split_before_twelfth_night() {
-        let corpus = Corpus::read(&default_text(), 128).expect("the text ships with the repository");
+        let corpus = Corpus::read(&shakespeare(), 128).expect("the text ships with the repository");
         assert!(corpus.held_out().starts_with(b"TWELFTH NIGHT; OR, WHAT YOU WILL\n"));
         assert!(corpus.training().ends_with(b"Love's fire heats water, water cools not love.\n\n\n"));
         assert_eq!(corpus.training().len(), 962_004);
         assert_eq!(corpus.held_out().len(), 114_838);
         assert_eq!(corpus.identity().held_out_from, 962_004);
-    }
-
-    #[test]
-    fn another_text_is_split_before_its_last_tenth() {
-        assert_eq!(split(&[b'a'; 1000]), 900);
-        // The line must come after the Sonnets, and open a line.
-        assert_eq!(split(b"TWELFTH NIGHT\nTHE SONNETS\n on TWELFTH NIGHT\n"), 44 - 4);
-        assert_eq!(split(b"THE SONNETS\n\nTWELFTH NIGHT\n"), 13);
     }
 
     #[test]

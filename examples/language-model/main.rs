@@ -15,7 +15,7 @@
 //! | `evaluate`, `sample` | bits per byte on unseen text; writing |
 //! | `run` | a run from beginning to end |
 //! | `run_folder`, `metrics`, `plots` | what a run leaves behind |
-//! | `progress`, `say`, `interrupt`, `error` | the person who watches |
+//! | `progress`, `interrupt`, `error` | the person who watches |
 #![deny(missing_docs)]
 
 mod checkpoint;
@@ -32,7 +32,6 @@ mod progress;
 mod run;
 mod run_folder;
 mod sample;
-mod say;
 mod settings;
 mod train;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::say::say;
+use gatekit_examples::say;
 
 /// Lines printed over a whole run when there is no terminal.
 const LINES: usize = 20;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use gatekit::core::ConfigError;
+use gatekit_examples::tasks::shakespeare;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, RunIdentity, newest};
 use crate::cli::{Args, Cli};
-use crate::data::{Corpus, default_text};
+use crate::data::Corpus;
 use crate::error::RunError;
 use crate::interrupt;
 use crate::metrics::{GateRow, Log, StepRow};
@@ -20,9 +21,9 @@ use crate::plots;
 use crate::progress::Progress;
 use crate::run_folder::{RunFolder, RunRecord};
 use crate::sample;
-use crate::say::{grouped, say};
 use crate::settings::{Settings, differences};
 use crate::train::Trainer;
+use gatekit_examples::{grouped, say};
 
 /// How much of the held-out text the looks during training read.
 const LOOK_BYTES: usize = 16 * 1024;
@@ -85,7 +86,7 @@ impl<'a> Plan<'a> {
         settings.validate()?;
 
         let text = args.text.clone().or_else(|| earlier.as_ref().and_then(|record| record.text.clone()));
-        let corpus = Corpus::read(&text.clone().unwrap_or_else(default_text), settings.context)?;
+        let corpus = Corpus::read(&text.clone().unwrap_or_else(shakespeare), settings.context)?;
         let identity = RunIdentity { settings, text: corpus.identity() };
         if let Some(earlier) = &earlier {
             let differences = differences(&earlier.identity, &identity);

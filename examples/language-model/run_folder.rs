@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::checkpoint::RunIdentity;
 use crate::error::RunError;
-use crate::say::say;
+use gatekit_examples::say;
 
 /// The part of `config.json` that is this program's; around it stand the model's fields under their published names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -15,8 +15,8 @@ use crate::error::RunError;
 use crate::interrupt;
 use crate::model::LanguageModel;
 use crate::run::Outcome;
-use crate::say::{grouped, say};
 use crate::settings::Settings;
+use gatekit_examples::{grouped, say};
 
 /// Refuses flags that no text can be written with.
 pub fn check(args: &Args) -> Result<(), ConfigError> {

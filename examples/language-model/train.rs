@@ -1,14 +1,12 @@
 //! One optimiser step at a time, with Burn's optimiser, schedule and clipping; and the way in and out of checkpoints.
 
 use burn::grad_clipping::GradientClippingConfig;
-use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::lr_scheduler::sequential::SequentialLrSchedulerConfig;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::prelude::*;
 use gatekit::core::{ConfigError, ModuleConfig};
 use gatekit::sequence::lm::Targets;
+use gatekit_examples::training::schedule;
 
 use crate::checkpoint::Checkpoint;
 use crate::data::Corpus;
@@ -52,7 +50,7 @@ impl<M: LanguageModel> Trainer<M> {
         Ok(Self {
             model,
             optimizer,
-            scheduler: schedule(settings)?,
+            scheduler: learning_rates(settings)?,
             settings: settings.clone(),
             device,
             step: 0,
@@ -115,21 +113,10 @@ impl<M: LanguageModel> Trainer<M> {
     }
 }
 
-/// A linear warm-up to the peak, then a cosine down to a tenth of it at the last step.
-fn schedule(settings: &Settings) -> Result<ModuleLrScheduler, ConfigError> {
-    let peak = settings.learning_rate;
-    let warmup = settings.warmup;
-    if warmup >= settings.steps {
-        return Err(ConfigError::new("--warmup", warmup, format!("less than --steps {}", settings.steps)));
-    }
-    let cosine = CosineAnnealingLrSchedulerConfig::new(peak, settings.steps - warmup).with_min_lr(0.1 * peak);
-    let scheduler = if warmup == 0 {
-        cosine.init()
-    } else {
-        let linear = LinearLrSchedulerConfig::new(peak / warmup as f64, peak, warmup);
-        SequentialLrSchedulerConfig::new(vec![linear.into(), cosine.into()], vec![warmup]).init()
-    };
-    scheduler.map_err(|reason| ConfigError::new("--learning-rate", peak, reason))
+/// The learning rate of every step; what is wrong with it is named by its flag.
+fn learning_rates(settings: &Settings) -> Result<ModuleLrScheduler, ConfigError> {
+    schedule(settings.learning_rate, settings.warmup, settings.steps)
+        .map_err(|error| ConfigError { field: format!("--{}", error.field.replace('_', "-")), ..error })
 }
 
 #[cfg(test)]
@@ -219,7 +206,7 @@ mod tests {
     #[test]
     fn the_schedule_warms_up_and_ends_at_a_tenth() {
         let settings = Settings { steps: 100, warmup: 10, ..Settings::DEFAULT };
-        let mut scheduler = schedule(&settings).expect("valid");
+        let mut scheduler = learning_rates(&settings).expect("valid");
         let rates: Vec<f64> = (0..100).map(|_| scheduler.step().base()).collect();
         let peak = settings.learning_rate;
         assert!((rates[0] - 0.1 * peak).abs() < 1e-12 && (rates[10] - peak).abs() < 1e-12);
@@ -227,6 +214,6 @@ mod tests {
         assert!((rates[99] - 0.1 * peak).abs() < 0.01 * peak);
 
         let all_warmup = Settings { warmup: 100, ..settings };
-        assert_eq!(schedule(&all_warmup).err().expect("refused").field, "--warmup");
+        assert_eq!(learning_rates(&all_warmup).err().expect("refused").field, "--warmup");
     }
 }

@@ -27,7 +27,7 @@ use crate::lm::{CausalLm, StreamState, StreamingLm};
 use gatekit_core::checkpoint::{CheckpointError, NamedTensors, SafetensorsFile, TensorError, TensorProblem};
 
 /// More layers than any model has: a larger number in a configuration is a damaged file.
-const MAX_LAYERS: usize = 10_000;
+pub(crate) const MAX_LAYERS: usize = 10_000;
 
 /// What a layer is given besides its input.
 #[derive(Debug, Clone, Default)]
@@ -307,7 +307,7 @@ impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
     }
 
     /// The final norm and the head.
-    fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.model.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(x),

@@ -295,7 +295,8 @@ fn is_token(id: i64, vocab_size: usize) -> bool {
     usize::try_from(id).is_ok_and(|id| id < vocab_size)
 }
 
-fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+/// Half precision as float32, all else unchanged.
+pub(crate) fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,

@@ -10,7 +10,7 @@ use thiserror::Error;
 /// Why a plot could not be drawn.
 #[derive(Debug, Error)]
 pub enum PlotError {
-    /// No series has a finite point (on a logarithmic axis: one above 0).
+    /// There is nothing finite to draw (on a logarithmic axis: nothing above 0).
     #[error("plot without a finite point")]
     Empty,
     /// The drawing library refused.
@@ -22,7 +22,7 @@ pub enum PlotError {
 }
 
 /// Colours that stay apart for colour-blind readers (Okabe and Ito), the brightest left out.
-const COLOURS: [RGBColor; 7] = [
+pub(super) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -31,10 +31,10 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(60, 60, 60),
 ];
-const TEXT: RGBColor = RGBColor(50, 50, 50);
-const AXIS: RGBColor = RGBColor(140, 140, 140);
-const GRID: RGBColor = RGBColor(228, 228, 228);
-const FONT: &str = "sans-serif";
+pub(super) const TEXT: RGBColor = RGBColor(50, 50, 50);
+pub(super) const AXIS: RGBColor = RGBColor(140, 140, 140);
+pub(super) const GRID: RGBColor = RGBColor(228, 228, 228);
+pub(super) const FONT: &str = "sans-serif";
 
 /// Named lines over a common axis: losses over steps, accuracies over lengths, times over sizes.
 ///
@@ -209,16 +209,16 @@ impl LinePlot {
 
 /// An axis: its ends and labelled values, laid out linearly or by logarithms.
 #[derive(Clone)]
-struct Axis {
-    log: bool,
+pub(super) struct Axis {
+    pub(super) log: bool,
     /// In layout coordinates: values, or their decimal logarithms.
-    span: Range<f64>,
-    ticks: Vec<f64>,
+    pub(super) span: Range<f64>,
+    pub(super) ticks: Vec<f64>,
 }
 
 impl Axis {
     /// From the lowest to the highest value, wider by the share `margin` on both sides. `None` without values.
-    fn of(values: impl Iterator<Item = f64>, log: bool, margin: f64) -> Option<Self> {
+    pub(super) fn of(values: impl Iterator<Item = f64>, log: bool, margin: f64) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         values.dedup();
@@ -296,7 +296,7 @@ impl ValueFormatter<f64> for Axis {
 }
 
 /// A number on an axis: short, without a tail of rounding errors.
-fn label(value: f64) -> String {
+pub(super) fn label(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude < 1e-12 {
         return "0".to_string();

@@ -139,6 +139,14 @@ pub fn linear_recurrence(
     if options.form == ScanForm::Recurrent {
         return recurrent::scan(q, k, v, decay, write, initial_state, boundaries, scale);
     }
+    // One step from a state, as in decoding: the whole apparatus of chunks would stand still.
+    if options.form == ScanForm::Auto
+        && boundaries.is_none()
+        && q.dims()[1] == 1
+        && let Some(state) = initial_state
+    {
+        return single(q, k, v, decay, write, state, scale);
+    }
     let (decay_kind, log_decay) = match decay {
         Decay::None => (DecayKind::None, None),
         Decay::PerHead(gate) => (DecayKind::PerHead, Some(gate.unsqueeze_dim::<4>(3))),
@@ -160,4 +168,29 @@ pub fn linear_recurrence(
     };
     let (output, final_state) = matrix_scan(q, k, v, log_decay, beta, initial_state, spec);
     ScanOutput { output, final_state }
+}
+
+/// A scan over one step.
+fn single(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    decay: Decay,
+    write: Write,
+    state: Tensor<4>,
+    scale: f64,
+) -> ScanOutput {
+    let step = |x: Tensor<4>| x.squeeze_dim::<3>(1);
+    let decay = match decay {
+        Decay::None => StepDecay::None,
+        Decay::PerHead(gate) => StepDecay::PerHead(gate.squeeze_dim(1)),
+        Decay::PerKey(gate) => StepDecay::PerKey(step(gate)),
+    };
+    let beta = match write {
+        Write::Additive => None,
+        Write::Delta(beta) => Some(beta.squeeze_dim(1)),
+    };
+    let (output, final_state) =
+        linear_recurrence_step(step(q), step(k), step(v), decay, beta, state, Some(scale));
+    ScanOutput { output: output.unsqueeze_dim(1), final_state }
 }
