@@ -342,6 +342,23 @@ fn absent(name: &str) -> Failure {
     Failure(format!("the case lacks `input.{name}`"))
 }
 
+/// Runs a component that has one way of computing.
+///
+/// # Errors
+///
+/// What `body` returns, a panic, or anything of the case that was not used.
+pub fn once(
+    case: &Case,
+    device: &Device,
+    body: impl Fn(&mut Evaluation<'_>) -> Result<()>,
+) -> Result<Vec<Produced>> {
+    catch(|| {
+        let mut evaluation = Evaluation::new(case, device);
+        body(&mut evaluation)?;
+        Ok(vec![evaluation.finish("only")?])
+    })
+}
+
 /// Runs a component with its scan in every form.
 ///
 /// # Errors

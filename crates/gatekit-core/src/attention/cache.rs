@@ -40,14 +40,18 @@ impl KvCache {
     }
 
     /// Old and new tokens one after the other.
-    pub(super) fn extended(self, keys: Tensor<4>, values: Tensor<4>) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// When the batches differ.
+    pub fn extended(self, keys: Tensor<4>, values: Tensor<4>) -> Self {
         let position = self.position + keys.dims()[1];
         if self.is_empty() {
             return Self { keys, values, position };
         }
         assert!(
             self.keys.dims()[0] == keys.dims()[0],
-            "CausalAttention: the cache {:?} and the new keys {:?} differ in batch",
+            "KvCache: the keys held {:?} and the new keys {:?} differ in batch",
             self.keys.dims(),
             keys.dims()
         );
@@ -59,7 +63,7 @@ impl KvCache {
     }
 
     /// Only the last `count` tokens.
-    pub(super) fn last(self, count: usize) -> Self {
+    pub fn last(self, count: usize) -> Self {
         let held = self.len();
         if held <= count {
             return self;

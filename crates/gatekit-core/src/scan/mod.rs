@@ -13,7 +13,7 @@
 //! The decay of step `t` acts on `S_{t-1}`, not on what step `t` writes. Log decays `g` are at
 //! most 0. [`linear_recurrence`] computes whole sequences, [`linear_recurrence_step`] one token;
 //! the published members of the family ([`gated_linear_attention`], [`retention`], [`hgrn2`],
-//! [`delta_rule`], [`gated_delta_rule`], [`kimi_delta_attention`]) call them.
+//! [`delta_rule`], [`gated_delta_rule`], [`kimi_delta_attention`], [`LightningAttention`]) call them.
 //! [`elementwise_recurrence`] has a vector state, [`selective_scan`] a vector of N numbers for every channel.
 //!
 //! Sources: Yang et al. 2024 (arXiv 2312.06635) for gated linear attention and its chunked form,
@@ -22,6 +22,7 @@
 mod check;
 mod elementwise;
 mod family;
+mod lightning;
 mod recurrent;
 mod selective;
 mod step;
@@ -35,6 +36,7 @@ pub use elementwise::{ElementwiseOutput, elementwise_recurrence, elementwise_rec
 pub use family::{
     delta_rule, gated_delta_rule, gated_linear_attention, hgrn2, kimi_delta_attention, retention,
 };
+pub use lightning::LightningAttention;
 pub use selective::{Discretisation, SelectiveOptions, SelectiveOutput, selective_scan, selective_scan_step};
 pub use step::{StepDecay, linear_recurrence_step};
 
