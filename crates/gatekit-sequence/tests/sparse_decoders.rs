@@ -4,7 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use burn::optim::{AdamConfig, GradientsParams, Optimizer};
+use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use gatekit_core::ModuleConfig;
 use gatekit_core::checkpoint::{PretrainedConfig, SafetensorsFile};
@@ -158,7 +158,7 @@ fn training_lowers_loss_and_imbalance() {
     for _ in 0..60 {
         let (loss, balance) = losses(&model);
         let gradients = GradientsParams::from_grads((loss + balance * 0.01).backward(), &model);
-        model = optimizer.step(0.01.into(), model, gradients);
+        model = optimizer.step(0.01, model, gradients);
     }
     let last = losses(&model);
     let number = |loss: Tensor<1>| loss.into_scalar::<f32>();

@@ -1,8 +1,8 @@
 //! The layer against its definition, in training and inference, and under published names.
 
-use burn::module::Param;
-use burn::optim::{GradientsParams, Optimizer, SgdConfig};
-use burn::tensor::{Device, DType, Tensor, TensorData};
+use burn::module::{Module, Param};
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::json;
 
 use super::*;
@@ -13,13 +13,8 @@ use crate::config::ModuleConfig;
 use crate::router::{Phase, RouterInputs, RouterNoise, ScoringFunc, SecondExpertPolicy, Selection};
 use crate::test_util::{assert_close, check_gradients, devices, float32, float64, ramp, values};
 
-const LAYOUTS: [MoeLayout; 5] = [
-    MoeLayout::Stacked,
-    MoeLayout::Mixtral,
-    MoeLayout::Qwen3Moe,
-    MoeLayout::Qwen2Moe,
-    MoeLayout::DeepseekV3,
-];
+const LAYOUTS: [MoeLayout; 5] =
+    [MoeLayout::Stacked, MoeLayout::Mixtral, MoeLayout::Qwen3Moe, MoeLayout::Qwen2Moe, MoeLayout::DeepseekV3];
 
 fn config() -> MoeLayerConfig {
     MoeLayerConfig::new(6, 5).with_num_experts(4)
@@ -145,10 +140,8 @@ fn experts_overflow_in_training_alone() {
 #[test]
 fn hash_layers_need_ids() {
     for device in devices() {
-        let config = config()
-            .with_num_experts_per_tok(1)
-            .with_selection(Selection::Hash)
-            .with_vocab_size(Some(9));
+        let config =
+            config().with_num_experts_per_tok(1).with_selection(Selection::Hash).with_vocab_size(Some(9));
         let layer = filled(&config, &device, DType::F32);
         let x = float32(&ramp(12, 1.0), [2, 6], &device);
         let ids = Tensor::from_data(TensorData::from([8i64, 3]), &device);
@@ -186,7 +179,8 @@ fn names_are_those_of_the_published_models() {
     let one = |name: &str| vec![name.to_string()];
     let want = [
         [one("experts.down_proj"), one("experts.gate_up_proj"), one("gate.weight")].concat(),
-        [["w1", "w2", "w3"].map(|part| format!("experts.0.{part}.weight")).to_vec(), one("gate.weight")].concat(),
+        [["w1", "w2", "w3"].map(|part| format!("experts.0.{part}.weight")).to_vec(), one("gate.weight")]
+            .concat(),
         [prefixed("experts.0"), one("gate.weight")].concat(),
         [
             prefixed("experts.0"),
@@ -250,7 +244,7 @@ fn the_selection_bias_is_saved_and_not_trained() {
         let x = float32(&ramp(30, 1.0), [5, 6], &device);
         let (y, routing) = layer.forward_with_routing(x);
         let gradients = GradientsParams::from_grads(y.square().sum().backward(), &layer);
-        let mut layer = SgdConfig::new().init().step(0.1.into(), layer, gradients);
+        let mut layer = SgdConfig::new().init().step(0.1, layer, gradients);
         let after = named_parameters(&layer);
         assert_eq!(before[name], after[name]);
         assert_ne!(before["gate.weight"], after["gate.weight"]);

@@ -85,9 +85,8 @@ fn no_tokens_give_empty_tensors() {
     for device in devices() {
         let config = RouterConfig::new(4).with_noise(RouterNoise::Gaussian);
         let router = config.init(&device);
-        let routing = router
-            .route(Tensor::zeros([0, 4], &device), &RouterInputs::default(), Phase::Training)
-            .unwrap();
+        let routing =
+            router.route(Tensor::zeros([0, 4], &device), &RouterInputs::default(), Phase::Training).unwrap();
         assert_eq!(routing.logits.as_ref().unwrap().dims(), [0, 8]);
         assert_eq!(routing.weights.dims(), [0, 2]);
         assert_eq!(routing.indices.dims(), [0, 2]);
@@ -117,8 +116,7 @@ fn noise_is_drawn_in_training_alone() {
     for device in devices() {
         device.seed(5);
         for noise in [RouterNoise::Gaussian, RouterNoise::Jitter] {
-            let config =
-                RouterConfig::new(6).with_num_experts(5).with_noise(noise).with_noise_epsilon(0.1);
+            let config = RouterConfig::new(6).with_num_experts(5).with_noise(noise).with_noise_epsilon(0.1);
             let router = learned(&config, &ramp(30, 0.5), &device);
             let x = float32(&ramp(24, 1.0), [4, 6], &device);
             let logits = |phase| {
@@ -168,7 +166,8 @@ fn second_experts_are_left_out_by_chance_in_training_alone() {
             let uniform = u.map(|u| float32(&[u; 3], [3], &device));
             let inputs = RouterInputs { uniform, ..RouterInputs::default() };
             let routing = router.route(logits.clone(), &inputs, phase);
-            let zero: Vec<bool> = values(routing.weights.clone()).iter().map(|weight| *weight > 0.0).collect();
+            let zero: Vec<bool> =
+                values(routing.weights.clone()).iter().map(|weight| *weight > 0.0).collect();
             assert_eq!(zero, routing.assignment.kept(), "a slot that is not kept weighs nothing");
             assert_eq!(routing.assignment.experts()[..2], [0, 1]);
             routing.assignment.kept().to_vec()
@@ -178,8 +177,7 @@ fn second_experts_are_left_out_by_chance_in_training_alone() {
         assert_eq!(kept(Some(0.5), Phase::Training), [true, true, true, true, true, false]);
         assert_eq!(kept(Some(0.999), Phase::Training), [true, true, true, false, true, false]);
         device.seed(11);
-        let many: usize =
-            (0..200).map(|_| usize::from(kept(None, Phase::Training)[3])).sum();
+        let many: usize = (0..200).map(|_| usize::from(kept(None, Phase::Training)[3])).sum();
         assert!((80..=136).contains(&many), "kept {many} of 200 at probability 0.54");
     }
 }
@@ -251,12 +249,16 @@ fn bad_ids_and_draws_are_refused() {
 fn losses_of_masked_tokens_are_zero() {
     for device in devices() {
         let router = learned(&RouterConfig::new(4).with_num_experts(3), &ramp(12, 0.7), &device);
-        let routing =
-            router.route(float32(&ramp(16, 1.0), [4, 4], &device), &RouterInputs::default(), Phase::Inference);
+        let routing = router.route(
+            float32(&ramp(16, 1.0), [4, 4], &device),
+            &RouterInputs::default(),
+            Phase::Inference,
+        );
         let mask = |mask: [[bool; 2]; 2]| Tensor::<2, Bool>::from_data(TensorData::from(mask), &device);
         let all = |losses: BalanceLosses| {
             let BalanceLosses { load_balance, sequence_balance, z_loss, importance_cv2, .. } = losses;
-            let tensors = [load_balance, sequence_balance, z_loss, importance_cv2, losses.load_cv2, losses.entropy];
+            let tensors =
+                [load_balance, sequence_balance, z_loss, importance_cv2, losses.load_cv2, losses.entropy];
             values(Tensor::cat(tensors.to_vec(), 0))
         };
         let none = mask([[false; 2]; 2]);
@@ -398,9 +400,8 @@ fn refuses_bad_configurations() {
         assert_eq!(config.try_init(&device).map(drop).unwrap_err().field, field, "{config:?}");
     }
     assert!(ok().with_n_group(8).with_topk_group(4).with_group_score(GroupScore::Max).check().is_ok());
-    let choice = |config: ExpertChoiceRouterConfig| -> ConfigError {
-        config.try_init(&device).map(drop).unwrap_err()
-    };
+    let choice =
+        |config: ExpertChoiceRouterConfig| -> ConfigError { config.try_init(&device).map(drop).unwrap_err() };
     assert_eq!(choice(ExpertChoiceRouterConfig::new(0)).field, "hidden_size");
     for factor in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let config = ExpertChoiceRouterConfig::new(2).with_capacity_factor(factor);
