@@ -24,7 +24,8 @@ use crate::init;
 /// How logits become gate values.
 ///
 /// In configuration files it is its name: `"sigmoid"`, `"hardsigmoid"`, `"ns-sigmoid"`, `"tanh"`,
-/// `"swish"` (or `"silu"`), `"relu"`, `"identity"`; with a temperature `"sigmoid/0.5"`, `"tanh/2"`.
+/// `"swish"` (or `"silu"`), `"relu"`, `"identity"`; with a temperature `"sigmoid/0.5"`, `"tanh/2"`,
+/// with a width `"linear-clipping/5"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum GateActivation {
@@ -47,6 +48,9 @@ pub enum GateActivation {
     TemperedSigmoid(f64),
     /// `tanh(z / temperature)`. The temperature is above 0.
     TemperedTanh(f64),
+    /// `clamp(z / (2 w) + 1 / 2, 0, 1)`: exactly closed up to `-w` and exactly open from `w` on, straight
+    /// between. The width w is above 0. [`HardSigmoid`](Self::HardSigmoid) is that of width 3.
+    LinearClipping(f64),
 }
 
 impl GateActivation {
@@ -70,8 +74,10 @@ impl GateActivation {
         let lower = name.trim().to_lowercase();
         let unknown = || {
             let names: Vec<_> = Self::PLAIN.iter().map(Self::name).collect();
-            let need =
-                format!("one of {}, or sigmoid or tanh over a temperature: sigmoid/0.5", names.join(", "));
+            let need = format!(
+                "one of {}, sigmoid or tanh over a temperature: sigmoid/0.5, linear-clipping/5",
+                names.join(", ")
+            );
             ConfigError::new("activation", format!("`{name}`"), need)
         };
         let parsed = match lower.split_once('/') {
@@ -82,6 +88,7 @@ impl GateActivation {
                 match base.trim() {
                     "sigmoid" => Self::TemperedSigmoid(temperature),
                     "tanh" => Self::TemperedTanh(temperature),
+                    "linear-clipping" => Self::LinearClipping(temperature),
                     _ => return Err(unknown()),
                 }
             }
@@ -99,6 +106,7 @@ impl GateActivation {
             Self::Swish => "swish",
             Self::Relu => "relu",
             Self::Identity => "identity",
+            Self::LinearClipping(_) => "linear-clipping",
         }
     }
 
@@ -106,13 +114,16 @@ impl GateActivation {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] as said; activations without a temperature always pass.
+    /// [`ConfigError`] as said, and for such a width; activations without either always pass.
     pub fn check(&self, field: &str) -> Result<(), ConfigError> {
         match self {
             Self::TemperedSigmoid(temperature) | Self::TemperedTanh(temperature)
                 if !(*temperature > 0.0 && temperature.is_finite()) =>
             {
                 Err(ConfigError::new(field, self, "a finite temperature above 0"))
+            }
+            Self::LinearClipping(width) if !(*width > 0.0 && width.is_finite()) => {
+                Err(ConfigError::new(field, self, "a finite width above 0"))
             }
             _ => Ok(()),
         }
@@ -130,6 +141,7 @@ impl GateActivation {
             Self::Identity => logits,
             Self::TemperedSigmoid(temperature) => sigmoid(logits.div_scalar(temperature)),
             Self::TemperedTanh(temperature) => logits.div_scalar(temperature).tanh(),
+            Self::LinearClipping(width) => logits.div_scalar(2.0 * width).add_scalar(0.5).clamp(0.0, 1.0),
         }
     }
 
@@ -148,7 +160,9 @@ impl fmt::Display for GateActivation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())?;
         match self {
-            Self::TemperedSigmoid(temperature) | Self::TemperedTanh(temperature) => {
+            Self::TemperedSigmoid(temperature)
+            | Self::TemperedTanh(temperature)
+            | Self::LinearClipping(temperature) => {
                 write!(formatter, "/{temperature}")
             }
             _ => Ok(()),
@@ -512,12 +526,17 @@ mod tests {
             GateActivation::Identity => z,
             GateActivation::TemperedSigmoid(t) => logistic(z / t),
             GateActivation::TemperedTanh(t) => (z / t).tanh(),
+            GateActivation::LinearClipping(w) => (z / (2.0 * w) + 0.5).clamp(0.0, 1.0),
         }
     }
 
     fn all() -> Vec<GateActivation> {
-        let tempered = [GateActivation::TemperedSigmoid(0.5), GateActivation::TemperedTanh(2.0)];
-        GateActivation::PLAIN.into_iter().chain(tempered).collect()
+        let with_a_number = [
+            GateActivation::TemperedSigmoid(0.5),
+            GateActivation::TemperedTanh(2.0),
+            GateActivation::LinearClipping(4.5),
+        ];
+        GateActivation::PLAIN.into_iter().chain(with_a_number).collect()
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod init;
+pub mod moving_average;
 pub mod norm;
 pub mod probe;
 pub mod scan;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`affine_scaled`] | softmax attention whose weights are scaled and shifted |
 //! | [`gated_attention`] | softmax attention with an output gate, at five positions |
 //! | [`gla`] | gated linear attention |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
@@ -35,6 +36,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod affine_scaled;
 pub mod backbone;
 pub mod gated_attention;
 pub mod generate;
@@ -42,6 +44,9 @@ pub mod gla;
 pub mod lm;
 pub mod softmax;
 
+pub use affine_scaled::{
+    AffineScaledAttention, AffineScaledAttentionConfig, AffineScaledForCausalLm, AffineScaledModelConfig,
+};
 pub use backbone::CausalModel;
 pub use gated_attention::{
     FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,

@@ -2,6 +2,7 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod affine_scaled_attention;
 pub mod gated_attention;
 pub mod gla;
 pub mod hybrid_linear_attention;
@@ -31,6 +32,7 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("affine-scaled-attention", affine_scaled_attention::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gla", gla::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),

@@ -177,7 +177,7 @@ impl PretrainedConfig for GatedAttentionModelConfig {
     }
 
     fn layout(&self) -> TensorLayout {
-        let layout = decoder_layout()
+        let layout = decoder_layout(TensorLayout::default())
             .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
@@ -186,9 +186,9 @@ impl PretrainedConfig for GatedAttentionModelConfig {
     }
 }
 
-/// Llama's names for the tensors of a [`CausalModel`] with softmax attention.
-pub(crate) fn decoder_layout() -> TensorLayout {
-    TensorLayout::default()
+/// Llama's names for the tensors of a [`CausalModel`] with softmax attention, after what `layout` says.
+pub(crate) fn decoder_layout(layout: TensorLayout) -> TensorLayout {
+    layout
         .with_prefix("model.embeddings.", "model.embed_tokens.")
         .with_prefix("model.layers.{}.attn_norm.", "model.layers.{}.input_layernorm.")
         .with_prefix("model.layers.{}.mlp_norm.", "model.layers.{}.post_attention_layernorm.")
