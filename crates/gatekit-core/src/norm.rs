@@ -141,6 +141,21 @@ pub fn l2_normalize<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (x * inverse).cast(dtype)
 }
 
+/// `x / sqrt(mean(x^2) + eps)` over the last axis: the norm without a weight.
+///
+/// A zero vector stays zero. Half-precision inputs are computed in float32 and returned in their own
+/// type.
+///
+/// # Panics
+///
+/// When the last axis is empty.
+pub fn rms_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let dim = x.dims()[D - 1];
+    assert!(dim > 0, "rms_normalize: the last axis of `x` {:?} is empty", x.dims());
+    let weight = Tensor::ones([dim], (&x.device(), x.dtype()));
+    rms_norm(x, weight, eps, None)
+}
+
 /// The norm, summed in at least float32, with a gate of the shape of `x` if given.
 fn scaled<const D: usize>(
     x: Tensor<D>,
@@ -230,6 +245,19 @@ mod tests {
             norm.weight = Param::from_data(TensorData::new(weight.clone(), [4]), &device);
             assert_close(&values(norm.forward(input)), &expected(&x, &shifted, 1e-3), 1e-6);
             assert_eq!(format!("{norm}"), "RmsNorm {dim: 4, eps: 0.001, zero_centered: true, params: 4}");
+        }
+    }
+
+    #[test]
+    fn the_norm_without_a_weight_is_that_with_ones() {
+        let x = ramp(24, 1.3);
+        for device in devices() {
+            let input = float64(&x, [2, 3, 4], &device);
+            assert_close(&values(rms_normalize(input, 1e-3)), &expected(&x, &[1.0; 4], 1e-3), 1e-12);
+            assert_eq!(values(rms_normalize(Tensor::<2>::zeros([1, 3], &device), 1e-7)), [0.0; 3]);
+            check_gradients(&x, [2, 3, 4], &device, |x| {
+                rms_normalize(x, 1e-3) * float64(&ramp(24, 0.8), [2, 3, 4], &device)
+            });
         }
     }
 

@@ -51,7 +51,7 @@ impl KvCache {
         }
         assert!(
             self.keys.dims()[0] == keys.dims()[0],
-            "CausalAttention: the cache {:?} and the new keys {:?} differ in batch",
+            "KvCache: the keys held {:?} and the new keys {:?} differ in batch",
             self.keys.dims(),
             keys.dims()
         );
@@ -63,7 +63,7 @@ impl KvCache {
     }
 
     /// Only the last `count` tokens.
-    pub(super) fn last(self, count: usize) -> Self {
+    pub fn last(self, count: usize) -> Self {
         let held = self.len();
         if held <= count {
             return self;

@@ -2,12 +2,16 @@
 //! key/value cache.
 //!
 //! [`causal_attention`] is the plain function, [`sink_attention`] the one with sinks,
-//! [`affine_scaled_attention`] the one whose weights are scaled and shifted, [`CausalAttention`] the layer with gates at every position ([`AttentionGateConfig`]).
+//! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
+//! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
+//! compressed keys and values.
 
 mod affine;
 mod cache;
 mod config;
 mod gate;
+mod grid;
+mod latent;
 mod layer;
 mod packed;
 mod rotary;
@@ -19,6 +23,8 @@ pub use affine::{BiasCount, affine_row_mass, affine_scaled_attention, affine_shi
 pub use cache::KvCache;
 pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
 pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};
+pub use grid::GridRotaryEmbedding;
+pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
 pub use layer::{CausalAttention, Positions, Projected};
 pub use rotary::RotaryEmbedding;
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};

@@ -19,6 +19,8 @@ use crate::sequence::Boundaries;
 pub struct RotaryEmbedding {
     dim: usize,
     theta: f64,
+    /// 1, or -1 against the usual sense.
+    sense: f64,
     table: Arc<Mutex<Option<RotaryTable>>>,
 }
 
@@ -43,7 +45,12 @@ impl RotaryEmbedding {
         if !(theta > 0.0 && theta.is_finite()) {
             return Err(ConfigError::new("rope_theta", theta, "a finite number above 0"));
         }
-        Ok(Self { dim, theta, table: Arc::default() })
+        Ok(Self { dim, theta, sense: 1.0, table: Arc::default() })
+    }
+
+    /// The rotation against the usual sense: `[x_1 cos + x_2 sin, x_2 cos - x_1 sin]`.
+    pub fn reversed(self) -> Self {
+        Self { sense: -self.sense, table: Arc::default(), ..self }
     }
 
     /// Rotates `x` `[batch, time, heads, >= dim]`, whose first step stands at position `offset`.
@@ -120,7 +127,9 @@ impl RotaryEmbedding {
         let half = self.dim / 2;
         let rates: Vec<f64> = (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64)).collect();
         let (sin, cos): (Vec<f64>, Vec<f64>) = (first..first + count)
-            .flat_map(|position| rates.iter().map(move |rate| (position as f64 * rate).sin_cos()))
+            .flat_map(|position| {
+                rates.iter().map(move |rate| (self.sense * position as f64 * rate).sin_cos())
+            })
             .unzip();
         let tensor = |values| Tensor::from_data(TensorData::new(values, [count, half]), (device, dtype));
         RotaryTable { first, cos: tensor(cos), sin: tensor(sin) }

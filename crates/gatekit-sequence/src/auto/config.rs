@@ -1,0 +1,155 @@
+//! The configuration of any model, from and to the published `config.json`.
+
+use burn::tensor::Device;
+use gatekit_core::checkpoint::{PretrainedConfig, TensorLayout, require};
+use gatekit_core::{ConfigError, ModuleConfig};
+use serde_json::Value;
+
+use super::model::{AutoModel, AutoNetwork};
+use crate::gla::GlaConfig;
+use crate::softmax::SoftmaxConfig;
+
+/// A model among those that one `model_type` stands for.
+struct Published {
+    model_type: &'static str,
+    architecture: &'static str,
+    /// Whether the configuration is this model's, given that `model_type` is.
+    holds: fn(&Value) -> bool,
+    read: fn(&Value) -> Result<AutoConfig, ConfigError>,
+}
+
+macro_rules! models {
+    ($(
+        $(#[$attribute:meta])*
+        $variant:ident($config:ty) = [$($model_type:literal: $architecture:literal $(if $holds:expr)?),* $(,)?],
+    )+) => {
+        /// The configuration of an [`AutoModel`]: one variant a family of models.
+        #[derive(Debug, Clone)]
+        #[allow(clippy::large_enum_variant, reason = "there is one a model")]
+        pub enum AutoConfig {
+            $($(#[$attribute])* $variant($config),)+
+        }
+
+        /// Every `model_type` that [`AutoConfig`] reads.
+        pub const MODEL_TYPES: &[&str] = &[$($($model_type,)*)+];
+
+        const PUBLISHED: &[Published] = &[$($(
+            Published {
+                model_type: $model_type,
+                architecture: $architecture,
+                holds: holds!($($holds)?),
+                read: |json| <$config>::from_published(json).map(AutoConfig::$variant),
+            },
+        )*)+];
+
+        $(impl From<$config> for AutoConfig {
+            fn from(config: $config) -> Self {
+                Self::$variant(config)
+            }
+        })+
+
+        impl AutoConfig {
+            fn network(&self, device: &Device) -> Result<AutoNetwork, ConfigError> {
+                match self {
+                    $(Self::$variant(config) => config.try_init(device).map(AutoNetwork::$variant),)+
+                }
+            }
+
+            fn inner_layout(&self) -> TensorLayout {
+                match self {
+                    $(Self::$variant(config) => config.layout(),)+
+                }
+            }
+
+            fn inner_published(&self) -> Value {
+                match self {
+                    $(Self::$variant(config) => config.to_published(),)+
+                }
+            }
+        }
+    };
+}
+
+macro_rules! holds {
+    () => {
+        |_| true
+    };
+    ($holds:expr) => {
+        $holds
+    };
+}
+
+models! {
+    /// Gated linear attention in every layer.
+    Gla(GlaConfig) = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
+    /// Softmax attention in every layer, as in flash-linear-attention's transformer.
+    Transformer(SoftmaxConfig) = ["transformer": "TransformerForCausalLM"],
+}
+
+impl ModuleConfig for AutoConfig {
+    type Module = AutoModel;
+
+    fn try_init(&self, device: &Device) -> Result<AutoModel, ConfigError> {
+        Ok(AutoModel::new(self.clone(), self.network(device)?))
+    }
+}
+
+impl PretrainedConfig for AutoConfig {
+    /// Reads the `config.json` of any known model. `model_type` selects it, or without that the
+    /// first of `architectures`. Refused are unknown models, quantised weights and scaled rotary
+    /// positions, and what the model's own configuration refuses.
+    fn from_published(json: &Value) -> Result<Self, ConfigError> {
+        let published = published(json)?;
+        require(json, "quantization_config", &[])?;
+        check_rotation(json)?;
+        let mut json = json.clone();
+        json["model_type"] = published.model_type.into();
+        (published.read)(&json)
+    }
+
+    fn to_published(&self) -> Value {
+        self.inner_published()
+    }
+
+    fn layout(&self) -> TensorLayout {
+        self.inner_layout()
+    }
+}
+
+fn published(json: &Value) -> Result<&'static Published, ConfigError> {
+    if !json.is_object() {
+        return Err(ConfigError::new("config", json, "a JSON object"));
+    }
+    let (field, got) = match &json["model_type"] {
+        Value::Null => ("architectures", &json["architectures"][0]),
+        named => ("model_type", named),
+    };
+    let known = |model: &&Published| match field {
+        "model_type" => got == model.model_type,
+        _ => got == model.architecture,
+    };
+    PUBLISHED.iter().filter(known).find(|model| (model.holds)(json)).ok_or_else(|| {
+        let mut known: Vec<&str> = match field {
+            "model_type" => MODEL_TYPES.to_vec(),
+            _ => PUBLISHED.iter().map(|model| model.architecture).collect(),
+        };
+        known.dedup();
+        ConfigError::new(field, got, format!("one of {}", known.join(", ")))
+    })
+}
+
+/// Refuses rotary positions that are stretched for longer sequences than the model was trained on.
+/// `rope_scaling` is the field of older files, `rope_parameters` that of newer ones.
+fn check_rotation(json: &Value) -> Result<(), ConfigError> {
+    for field in ["rope_scaling", "rope_parameters"] {
+        for name in ["rope_type", "type"] {
+            require(&json[field], name, &["default".into()]).map_err(|error| error.within(field))?;
+        }
+    }
+    let scaling = &json["rope_scaling"];
+    let is_named = ["rope_type", "type"].iter().any(|name| scaling[name] == "default");
+    match scaling.is_null() || is_named {
+        true => Ok(()),
+        false => Err(ConfigError::new("rope_scaling", scaling, "null, or the type `default`")),
+    }
+}
