@@ -1,16 +1,17 @@
 //! The language model and its published form.
 
 use burn::config::Config;
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
 use gatekit_core::attention::{CausalAttention, GateLayout, KvCache, OutputGateKind};
 use gatekit_core::checkpoint::{
     PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
 };
-use gatekit_core::{ConfigError, ModuleConfig};
+use gatekit_core::probe::{AttentionDiagnostics, AttentionDiagnosticsConfig};
+use gatekit_core::{ConfigError, InputError, ModuleConfig};
 use serde_json::{Value, json};
 
 use super::layer::FusedGatedAttentionConfig;
-use crate::backbone::{BackboneSize, CausalModel, ModelState};
+use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
 
 /// The language model of gated attention: Qwen3's blocks with a gate behind each head's attention.
 pub type GatedAttentionForCausalLm = CausalModel<CausalAttention>;
@@ -105,6 +106,30 @@ impl ModuleConfig for GatedAttentionModelConfig {
             }
             error
         })
+    }
+}
+
+impl GatedAttentionForCausalLm {
+    /// What every layer did with `input_ids` `[batch, time]`, first to last: its sink, its gate, and the
+    /// residual stream behind its block. Costs a forward pass and the attention weights besides.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] as [`AttentionDiagnosticsConfig::measure`].
+    pub fn diagnose(
+        &self,
+        input_ids: Tensor<2, Int>,
+        config: &AttentionDiagnosticsConfig,
+    ) -> Result<Vec<AttentionDiagnostics>, InputError> {
+        let mut x = self.embed(input_ids);
+        let mut measured = Vec::with_capacity(self.model.layers.len());
+        for block in &self.model.layers {
+            let normed = block.attn_norm.forward(x.clone());
+            let (weights, scores) = (block.attn.weights(normed.clone()), block.attn.gate_scores(normed));
+            x = block.forward(x, &MixerContext::default());
+            measured.push(config.measure(weights, scores, x.clone())?);
+        }
+        Ok(measured)
     }
 }
 
