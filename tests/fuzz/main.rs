@@ -8,6 +8,7 @@ mod damage;
 mod files;
 mod memory;
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -63,18 +64,15 @@ fn damaged_folders_give_a_model_or_an_error() {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
 
-    let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut highest = 0;
-    let outcome = {
-        let (outcomes, highest) =
-            (std::cell::RefCell::new(&mut outcomes), std::cell::RefCell::new(&mut highest));
-        runner.run(&damages(folders.len()), |(which, damages)| {
-            let (kind, bytes) = attempt(&folders, which, &damages)?;
-            *outcomes.borrow_mut().entry(kind).or_default() += 1;
-            **highest.borrow_mut() = bytes.max(**highest.borrow());
-            Ok(())
-        })
-    };
+    let outcomes: RefCell<BTreeMap<&str, usize>> = RefCell::default();
+    let highest = Cell::new(0);
+    let outcome = runner.run(&damages(folders.len()), |(which, damages)| {
+        let (kind, bytes) = attempt(&folders, which, &damages)?;
+        *outcomes.borrow_mut().entry(kind).or_default() += 1;
+        highest.set(highest.get().max(bytes));
+        Ok(())
+    });
+    let (outcomes, highest) = (outcomes.into_inner(), highest.get());
     println!("{cases} damaged folders: {outcomes:?}, at most {highest} bytes held");
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
     if cases >= 1000 {
