@@ -42,6 +42,8 @@ pub struct TensorLayout {
     shapes: Vec<(Pattern, Vec<usize>)>,
     /// Prefixes of published tensors that the module does not need.
     ignored: Vec<Pattern>,
+    /// Published names and what an error about their shape says besides.
+    notes: Vec<(Pattern, String)>,
 }
 
 /// A published tensor that is a whole tensor of the module or a part of one.
@@ -49,6 +51,8 @@ pub struct TensorLayout {
 pub(super) struct Piece {
     pub name: String,
     pub shape: Vec<usize>,
+    /// Said of a wrong shape besides the one needed.
+    pub note: Option<String>,
 }
 
 impl TensorLayout {
@@ -81,10 +85,16 @@ impl TensorLayout {
         self
     }
 
+    /// What an error about the shape of the published tensor of this name says besides.
+    pub fn with_note(mut self, published: &str, note: &str) -> Self {
+        self.notes.push((Pattern::new(published), note.to_string()));
+        self
+    }
+
     /// The published names of a module's tensor, in the order in which their values follow one
     /// another.
     pub fn published_names(&self, name: &str, shape: &[usize]) -> Vec<String> {
-        self.pieces(name, shape).into_iter().map(|piece| piece.name).collect()
+        self.pieces(name, shape).map(|piece| piece.name).collect()
     }
 
     /// Brings published tensors into the module's names and forms. What belongs to no tensor of
@@ -102,8 +112,7 @@ impl TensorLayout {
         let mut tensors = NamedTensors::new();
         for parameter in collect(module, Source::Shapes) {
             let shape = parameter.shape.to_vec();
-            let pieces = self.pieces(&parameter.name, &shape);
-            let parts = (pieces.iter())
+            let parts = (self.pieces(&parameter.name, &shape))
                 .map(|piece| {
                     let data = published.remove(&piece.name).ok_or_else(|| piece.missing())?;
                     piece.check(data.shape())?;
@@ -121,10 +130,9 @@ impl TensorLayout {
     pub fn to_published(&self, tensors: NamedTensors) -> NamedTensors {
         let mut published = NamedTensors::new();
         for (name, data) in tensors {
-            let pieces = self.pieces(&name, data.shape());
             let dtype = data.dtype();
             let mut start = 0;
-            for piece in pieces {
+            for piece in self.pieces(&name, data.shape()) {
                 let end = start + piece.bytes(dtype);
                 let bytes = data.bytes()[start..end].to_vec();
                 published.insert(piece.name, TensorData::from_bytes_vec(bytes, piece.shape, dtype));
@@ -138,19 +146,26 @@ impl TensorLayout {
         self.ignored.iter().any(|prefix| prefix.after(published).is_some())
     }
 
-    pub(super) fn pieces(&self, name: &str, shape: &[usize]) -> Vec<Piece> {
+    /// The published tensors of a module's, made as they are asked for: a damaged configuration may
+    /// promise any number of experts.
+    pub(super) fn pieces<'a>(
+        &'a self,
+        name: &'a str,
+        shape: &[usize],
+    ) -> Box<dyn Iterator<Item = Piece> + 'a> {
         let experts = self.experts.iter().find(|(stacked, _)| stacked.is(name));
         let (Some((_, parts)), &[count, rows, columns]) = (experts, shape) else {
             let name = self.published(name);
             let shape = self.published_shape(&name, shape);
-            return vec![Piece { name, shape }];
+            let note = self.notes.iter().find(|(of, _)| of.is(&name)).map(|(_, note)| note.clone());
+            return Box::new(std::iter::once(Piece { name, shape, note }));
         };
         let parent = name.rsplit_once('.').map_or("", |(parent, _)| parent);
         let rows = rows / parts.len();
-        (0..count)
-            .flat_map(|expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
-            .map(|name| Piece { name: self.published(&name), shape: vec![rows, columns] })
-            .collect()
+        let pieces = (0..count)
+            .flat_map(move |expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
+            .map(move |name| Piece { name: self.published(&name), shape: vec![rows, columns], note: None });
+        Box::new(pieces)
     }
 
     fn published(&self, name: &str) -> String {
@@ -164,7 +179,7 @@ impl TensorLayout {
         match self.shapes.iter().find(|(name, _)| name.is(published)) {
             None => shape.to_vec(),
             Some((_, form)) => {
-                let elements = shape.iter().product();
+                let elements = shape.iter().fold(1usize, |product, size| product.saturating_mul(*size));
                 form.iter().map(|&size| if size == 0 { elements } else { size }).collect()
             }
         }
@@ -172,12 +187,12 @@ impl TensorLayout {
 
     /// A module's tensors cut and named as they are published, still unread.
     pub(super) fn publish(&self, tensor: LazyTensor) -> Vec<LazyTensor> {
-        let pieces = self.pieces(&tensor.name, &tensor.shape);
+        let (name, shape) = (tensor.name.clone(), tensor.shape.to_vec());
         let dtype = tensor.dtype;
         // Read once, when the first piece is asked for; freed with the last.
         let whole = Arc::new(Mutex::new(Whole::Unread(tensor)));
         let mut start = 0;
-        (pieces.into_iter())
+        (self.pieces(&name, &shape))
             .map(|piece| {
                 let (from, bytes) = (start, piece.bytes(dtype));
                 start += bytes;
@@ -200,7 +215,8 @@ impl Piece {
         if got == self.shape {
             return Ok(());
         }
-        let problem = TensorProblem::Shape { got: got.to_vec(), need: format!("{:?}", self.shape) };
+        let note = self.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+        let problem = TensorProblem::Shape { got: got.to_vec(), need: format!("{:?}{note}", self.shape) };
         Err(TensorError::new(&self.name, problem))
     }
 
@@ -296,3 +312,6 @@ pub(super) fn check_published<M: Module>(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
