@@ -70,8 +70,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let experiment = &args.experiment;
     let device = experiment.device()?;
     let out = experiment.out_dir("mamba-icl")?;
-    let mut lab = Lab { device, tests: experiment.steps(2000, 200), probe: Probe::default() };
-    let (mut errors, mut placements) = (Results::new(), Results::new());
+    let mut lab = Lab::new(device, experiment.steps(2000, 200));
     for seed in experiment.seeds() {
         let prompts = OutlierPromptsConfig::new().with_seed(seed).try_init()?;
         for (name, gating, learning_rate, stack_rate) in
@@ -83,17 +82,15 @@ fn run(args: &Args) -> Result<(), ExampleError> {
                 .with_learning_rate(learning_rate)
                 .with_seed(seed);
             let model = lab.predictor(name, gating, &training, &prompts)?;
-            lab.errors(name, &model, &prompts, seed, &mut errors)?;
+            lab.ask(name, &model, &prompts, seed)?;
             if gating == Gating::Mamba {
-                lab.gates(&model, &prompts, seed)?;
+                lab.look_at_gates(&model, &prompts, seed)?;
             }
-
-            let training = IclTrainingConfig::new()
+            let training = training
                 .with_steps(experiment.steps(300, 5))
                 .with_batch_size(experiment.steps(64, 8))
-                .with_learning_rate(stack_rate)
-                .with_seed(seed);
-            lab.placements(name, gating, &training, &prompts, &mut placements)?;
+                .with_learning_rate(stack_rate);
+            lab.three_layers(name, gating, &training, &prompts)?;
         }
         let training = Training {
             steps: experiment.steps(400, 10),
@@ -103,42 +100,37 @@ fn run(args: &Args) -> Result<(), ExampleError> {
             ..Training::default()
         };
         let block = lab.block(&training, experiment.steps(64, 8), &prompts, seed)?;
-        lab.errors("Mamba block", &block, &prompts, seed, &mut errors)?;
+        lab.ask("Mamba block", &block, &prompts, seed)?;
     }
 
     say("Error on unseen outliers, by their labels and share:\n");
-    say(selected(&errors).table());
+    say(lab.table.table());
     say("Three layers, half of the examples outliers: accuracy by their labels and place:\n");
-    say(placements.table());
+    say(lab.placements.table());
     say(compare_logits(args.checkpoint.as_deref(), &lab.device)?);
-    errors.write_csv(out.join("errors.csv"))?;
-    errors.write_json(out.join("results.json"))?;
-    placements.write_csv(out.join("placements.csv"))?;
-    error_plot(&errors).write_svg(out.join("mamba-icl.svg"))?;
-    lab.probe.gate_plot().write_svg(out.join("gates.svg"))?;
-    lab.probe.attention_plot().write_svg(out.join("attention.svg"))?;
+    lab.errors.write_csv(out.join("errors.csv"))?;
+    lab.table.write_json(out.join("results.json"))?;
+    lab.placements.write_csv(out.join("placements.csv"))?;
+    let plot = LinePlot::new("Error by the share of outliers", "share of outliers", "error");
+    with_means(plot, &lab.errors).write_svg(out.join("mamba-icl.svg"))?;
+    let plot =
+        LinePlot::new("Where the gate opens", "j-th nearest of its kind", "mean gate").with_log_y(true);
+    with_means(plot, &lab.gates).write_svg(out.join("gates.svg"))?;
+    let plot = LinePlot::new("Gated attention in training", "step", "sum over examples");
+    with_means(plot, &lab.attention).write_svg(out.join("attention.svg"))?;
     say(format!("Tables and plots are in {}", out.display()));
     Ok(())
 }
 
-/// Name of an error in the results.
-fn metric(labels: &str, share: f64) -> String {
-    format!("{labels} {share:.1}")
-}
-
-/// The shares of the table.
-fn selected(errors: &Results) -> Results {
-    let mut table = Results::new();
-    for variant in errors.variants() {
-        for (labels, _) in LABELS {
-            for metric in SHARES.map(|share| metric(labels, share)) {
-                for (seed, value) in errors.values(variant, &metric).into_iter().enumerate() {
-                    table.record(variant, &metric, seed as u64, value);
-                }
-            }
-        }
-    }
-    table
+/// A line a variant through the means over the seeds; the metrics are numbers. A plot holds seven lines apart.
+fn with_means(plot: LinePlot, results: &Results) -> LinePlot {
+    results.variants().into_iter().take(7).fold(plot, |plot, variant| {
+        let mut points: Vec<(f64, f64)> = (results.metrics().into_iter())
+            .filter_map(|metric| Some((metric.parse().ok()?, results.mean(variant, metric)?)))
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        plot.with_series(variant, points)
+    })
 }
 
 /// Trains and asks.
@@ -146,10 +138,23 @@ struct Lab {
     device: Device,
     /// Prompts of a measurement.
     tests: usize,
-    probe: Probe,
+    /// Errors of a model with one kind of labels; metric: the share of outliers.
+    errors: Results,
+    /// Some of these, a row a model.
+    table: Results,
+    placements: Results,
+    /// Metric: the distance from the query.
+    gates: Results,
+    /// Metric: the step.
+    attention: Results,
 }
 
 impl Lab {
+    fn new(device: Device, tests: usize) -> Self {
+        let [errors, table, placements, gates, attention] = std::array::from_fn(|_| Results::new());
+        Self { device, tests, errors, table, placements, gates, attention }
+    }
+
     /// One layer, trained by plain gradient descent; its attention is looked at on the way.
     fn predictor(
         &mut self,
@@ -178,7 +183,7 @@ impl Lab {
                         .filter(|(_, matches)| **matches == wanted)
                         .map(|(index, _)| terms[index / CONTEXT * (CONTEXT + 1) + index % CONTEXT])
                         .sum();
-                    self.probe.attention.record(
+                    self.attention.record(
                         &format!("{name}, {what}"),
                         &step.to_string(),
                         training.seed,
@@ -215,20 +220,22 @@ impl Lab {
     }
 
     /// The error by labels and share of the outliers.
-    fn errors(
-        &self,
+    fn ask(
+        &mut self,
         name: &str,
         model: &impl ContextLearner,
         prompts: &OutlierPrompts,
         seed: u64,
-        results: &mut Results,
     ) -> Result<(), ConfigError> {
         for (labels, outlier_labels) in LABELS {
             for tenth in 0..10 {
                 let share = f64::from(tenth) / 10.0;
                 let distribution = PromptDistribution::test(share, outlier_labels);
                 let error = self.error(model, prompts, &distribution, seed)?;
-                results.record(name, &metric(labels, share), seed, error);
+                self.errors.record(&format!("{name}, {labels}"), &share.to_string(), seed, error);
+                if SHARES.contains(&share) {
+                    self.table.record(name, &format!("{labels} {share}"), seed, error);
+                }
             }
         }
         Ok(())
@@ -247,7 +254,7 @@ impl Lab {
     }
 
     /// The mean gate of the j-th nearest clean example, and of the j-th nearest outlier.
-    fn gates(
+    fn look_at_gates(
         &mut self,
         model: &IclPredictor,
         prompts: &OutlierPrompts,
@@ -271,7 +278,7 @@ impl Lab {
             // Of the few prompts with more than that of one kind a mean says little.
             for (index, (sum, count)) in sums.into_iter().enumerate().take(CONTEXT / 2) {
                 if count > 0 {
-                    self.probe.gates.record(name, &(index + 1).to_string(), seed, sum / f64::from(count));
+                    self.gates.record(name, &(index + 1).to_string(), seed, sum / f64::from(count));
                 }
             }
         }
@@ -279,13 +286,12 @@ impl Lab {
     }
 
     /// Accuracy of three layers by the place of the outliers.
-    fn placements(
-        &self,
+    fn three_layers(
+        &mut self,
         name: &str,
         gating: Gating,
         training: &IclTrainingConfig,
         prompts: &OutlierPrompts,
-        results: &mut Results,
     ) -> Result<(), ConfigError> {
         let device = self.device.clone().autodiff();
         device.seed(training.seed);
@@ -303,59 +309,11 @@ impl Lab {
             for (place, placement) in PLACEMENTS {
                 let distribution = PromptDistribution::test(0.5, outlier_labels).with_placement(placement);
                 let error = self.error(&model, prompts, &distribution, training.seed)?;
-                results.record(name, &format!("{labels}, {place}"), training.seed, 1.0 - error);
+                self.placements.record(name, &format!("{labels}, {place}"), training.seed, 1.0 - error);
             }
         }
         Ok(())
     }
-}
-
-/// What was seen of gates and attention.
-#[derive(Default)]
-struct Probe {
-    /// Metric: the distance from the query.
-    gates: Results,
-    /// Metric: the step.
-    attention: Results,
-}
-
-impl Probe {
-    fn gate_plot(&self) -> LinePlot {
-        let plot =
-            LinePlot::new("Where the gate opens", "j, counted from the query", "mean gate").with_log_y(true);
-        with_means(plot, &self.gates)
-    }
-
-    fn attention_plot(&self) -> LinePlot {
-        let plot = LinePlot::new("Gated attention in training", "step", "sum over examples");
-        with_means(plot, &self.attention)
-    }
-}
-
-/// A line a variant through the means over the seeds; the metrics are numbers.
-fn with_means(plot: LinePlot, results: &Results) -> LinePlot {
-    results.variants().into_iter().fold(plot, |plot, variant| {
-        let mut points: Vec<(f64, f64)> = (results.metrics().into_iter())
-            .filter_map(|metric| Some((metric.parse().ok()?, results.mean(variant, metric)?)))
-            .collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        plot.with_series(variant, points)
-    })
-}
-
-/// The error by the share of outliers: both predictors with all labels, the block with flipped ones.
-fn error_plot(errors: &Results) -> LinePlot {
-    let plot = LinePlot::new("Error by the share of outliers", "share of outliers", "error");
-    errors.variants().into_iter().fold(plot, |plot, variant| {
-        let shown = if variant == "Mamba block" { 1 } else { LABELS.len() };
-        LABELS[..shown].iter().fold(plot, |plot, (labels, _)| {
-            let points = (0..10).filter_map(|tenth| {
-                let share = f64::from(tenth) / 10.0;
-                Some((share, errors.mean(variant, &metric(labels, share))?))
-            });
-            plot.with_series(&format!("{variant}, {labels}"), points)
-        })
-    })
 }
 
 /// The real block on prompts: rows in, the score of the last row out.
