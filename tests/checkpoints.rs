@@ -1,7 +1,7 @@
 //! Folders saved by other libraries: their logits, their greedy tokens, and saving them again.
 //!
 //! One test a folder and device. A folder holds `config.json`, whose `model_type` selects the
-//! loader, the weights, and `expected.safetensors` with `input_ids` `[B, T]`, `logits`
+//! model (an unknown one fails), the weights, and `expected.safetensors` with `input_ids` `[B, T]`, `logits`
 //! `[B, T, vocab]` and `generated` `[B, T + new]`, the greedy continuation. `GATEKIT_CHECKPOINT_DIR`
 //! names another folder of folders (or one checkpoint), `GATEKIT_DEVICES` the devices.
 
@@ -13,10 +13,10 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gatekit::sequence::{
-    GenerateConfig, GlaConfig,
-    checkpoint::{PretrainedConfig, SafetensorsFile, load_pretrained, save_pretrained},
-    generate,
-    lm::{CausalLm, StreamingLm},
+    AutoModel, GenerateConfig,
+    checkpoint::SafetensorsFile,
+    from_pretrained, generate,
+    lm::{CausalLm, StreamState, StreamingLm},
 };
 use gatekit_tests::{
     array::{Array, Values},
@@ -31,12 +31,6 @@ const VARIABLE: &str = "GATEKIT_CHECKPOINT_DIR";
 /// Relative L2 error allowed to float32 logits.
 const TOLERANCE: f64 = 1e-4;
 
-/// Checks a folder on a device and says how well it agreed.
-type Check = fn(&Path, &Device) -> Result<String>;
-
-/// What `model_type` selects.
-const LOADERS: &[(&str, Check)] = &[("gla", check::<GlaConfig>)];
-
 fn main() -> ExitCode {
     trials::main("checkpoints", find)
 }
@@ -44,7 +38,7 @@ fn main() -> ExitCode {
 fn find(trials: &mut Trials) -> Result<()> {
     for path in folders(&folder::locate(VARIABLE, "checkpoints")?)? {
         let checkpoint = path.clone();
-        let check = move |device: &Device| catch(|| loader(&checkpoint)?(&checkpoint, device));
+        let check = move |device: &Device| catch(|| check(&checkpoint, device));
         trials.add(&folder::name(&path), &path, check);
     }
     Ok(())
@@ -61,14 +55,6 @@ fn folders(root: &Path) -> Result<Vec<PathBuf>> {
         return Err(Failure(format!("{} holds no checkpoint folder", root.display())));
     }
     Ok(folders)
-}
-
-fn loader(path: &Path) -> Result<Check> {
-    let model_type = model_type(path)?;
-    match LOADERS.iter().find(|(name, _)| *name == model_type) {
-        Some((_, check)) => Ok(*check),
-        None => Err(Failure(format!("no loader for the architecture `{model_type}`"))),
-    }
 }
 
 fn model_type(path: &Path) -> Result<String> {
@@ -140,14 +126,10 @@ impl Expected {
 }
 
 /// Logits in one pass, token by token, and in pieces; greedy tokens; saving and loading again.
-fn check<C>(path: &Path, device: &Device) -> Result<String>
-where
-    C: PretrainedConfig,
-    C::Module: StreamingLm,
-{
+fn check(path: &Path, device: &Device) -> Result<String> {
     let expected = Expected::read(path)?;
     let [batch, time, _] = expected.logits_shape;
-    let (config, model) = load_pretrained::<C>(path, device).map_err(|error| Failure(error.to_string()))?;
+    let model = from_pretrained(path, device).map_err(|error| Failure(error.to_string()))?;
     let ids = Tensor::<2, Int>::from_data(expected.input_ids.clone(), device);
 
     let logits = model.forward(ids.clone(), None);
@@ -155,31 +137,31 @@ where
     let mut streamed = 0.0_f64;
     for prefix in [0, 1, time / 2, time - 1] {
         let what = format!("{prefix} tokens at once, then one by one");
-        streamed = streamed.max(expected.error(&what, stream(&model, &ids, prefix, batch, device))?);
+        streamed = streamed.max(expected.error(&what, stream(&model, &ids, prefix, batch, device)?)?);
     }
     greedy(&model, &expected, &ids, device)?;
     for max_shard_bytes in [None, Some(20_000)] {
-        saved_again(path, &config, &model, max_shard_bytes, &ids, &logits, device)?;
+        saved_again(path, &model, max_shard_bytes, &ids, &logits, device)?;
     }
     let new = expected.generated_length - time;
     Ok(format!("logits {whole:.1e} streamed {streamed:.1e} greedy tokens {} equal", batch * new))
 }
 
-/// The logits of all tokens, through the streaming state.
-fn stream<M: StreamingLm>(
-    model: &M,
+/// The logits of all tokens, through the streaming state, which is saved and loaded on the way.
+fn stream(
+    model: &AutoModel,
     ids: &Tensor<2, Int>,
     prefix: usize,
     batch: usize,
     device: &Device,
-) -> Tensor<3> {
+) -> Result<Tensor<3>> {
     let [_, time] = ids.dims();
     let mut state = model.empty_state(batch, device);
     let mut logits = Vec::new();
     if prefix > 0 {
         let (first, next) = model.prefill(ids.clone().narrow(1, 0, prefix), state);
         logits.push(first);
-        state = next;
+        state = from_file(model, &next, batch, device)?;
     }
     for at in prefix..time {
         let token = ids.clone().narrow(1, at, 1).squeeze_dim::<1>(1);
@@ -187,17 +169,31 @@ fn stream<M: StreamingLm>(
         logits.push(one.unsqueeze_dim(1));
         state = next;
     }
-    Tensor::cat(logits, 1)
+    Ok(Tensor::cat(logits, 1))
+}
+
+/// The same state, after it was in a file.
+fn from_file<S: StreamState, M: StreamingLm<State = S>>(
+    model: &M,
+    state: &S,
+    batch: usize,
+    device: &Device,
+) -> Result<S> {
+    let failed = |error: String| Failure(format!("state in a file: {error}"));
+    let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+    let path = folder.path().join("state.safetensors");
+    state.save(&path).map_err(|error| failed(error.to_string()))?;
+    let loaded = S::load(&path, device).map_err(|error| failed(error.to_string()))?;
+    model.check_state(&loaded, batch).map_err(|error| failed(error.to_string()))?;
+    match loaded.bytes() == state.bytes() {
+        true => Ok(loaded),
+        false => Err(failed(format!("{} bytes of {}", loaded.bytes(), state.bytes()))),
+    }
 }
 
 /// The continuation by the likeliest token: by whole sequences, from the streaming state, and by
 /// `generate`.
-fn greedy<M: StreamingLm>(
-    model: &M,
-    expected: &Expected,
-    ids: &Tensor<2, Int>,
-    device: &Device,
-) -> Result<()> {
+fn greedy(model: &AutoModel, expected: &Expected, ids: &Tensor<2, Int>, device: &Device) -> Result<()> {
     let [batch, time, vocab] = expected.logits_shape;
     let last = |logits: Tensor<3>| {
         let steps = logits.dims()[1];
@@ -243,22 +239,17 @@ fn greedy<M: StreamingLm>(
 }
 
 /// Saved again the tensors are the same, and loaded again the logits.
-fn saved_again<C>(
+fn saved_again(
     path: &Path,
-    config: &C,
-    model: &C::Module,
+    model: &AutoModel,
     max_shard_bytes: Option<usize>,
     ids: &Tensor<2, Int>,
     logits: &Tensor<3>,
     device: &Device,
-) -> Result<()>
-where
-    C: PretrainedConfig,
-    C::Module: CausalLm,
-{
+) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|error| Failure(error.to_string()))?;
     let failed = |error: gatekit::sequence::CheckpointError| Failure(format!("saved again: {error}"));
-    save_pretrained(folder.path(), config, model, max_shard_bytes).map_err(failed)?;
+    model.save_pretrained(folder.path(), max_shard_bytes).map_err(failed)?;
     if model_type(folder.path())? != model_type(path)? {
         return Err(Failure("saved again: another `model_type`".into()));
     }
@@ -270,7 +261,7 @@ where
     if let Some((name, _)) = before.iter().find(|(name, data)| after[*name] != **data) {
         return Err(Failure(format!("saved again: tensor `{name}` differs")));
     }
-    let (_, again) = load_pretrained::<C>(folder.path(), device).map_err(failed)?;
+    let again = from_pretrained(folder.path(), device).map_err(failed)?;
     match again.forward(ids.clone(), None).into_data() == logits.to_data() {
         true => Ok(()),
         false => Err(Failure("saved and loaded again: other logits".into())),

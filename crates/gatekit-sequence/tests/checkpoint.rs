@@ -409,11 +409,18 @@ fn damaged_configurations_are_refused() {
         ("vocab_size", "model.embeddings.weight"),
         ("intermediate_size", "model.layers.0.mlp.gate_proj.weight"),
     ] {
-        match field(name, json!(1u64 << 40)) {
+        match field(name, json!(1u64 << 30)) {
             CheckpointError::Tensor { source, .. } => {
                 assert_eq!(source.tensor, tensor);
                 assert!(matches!(source.problem, TensorProblem::Shape { .. }), "{source}");
             }
+            other => panic!("{name}: {other}"),
+        }
+    }
+    // And sizes that no model has, or more layers than there are tensors, before anything is made of them.
+    for (name, value) in [("vocab_size", 1u64 << 40), ("num_heads", u64::MAX), ("num_hidden_layers", 9_999)] {
+        match field(name, json!(value)) {
+            CheckpointError::Config { source, .. } => assert_eq!(source.field, name, "{source}"),
             other => panic!("{name}: {other}"),
         }
     }

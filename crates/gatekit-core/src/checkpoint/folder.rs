@@ -13,6 +13,7 @@ use super::config::PretrainedConfig;
 use super::error::{CheckpointError, TensorError, TensorProblem};
 use super::file::{SafetensorsFile, commit, stage, write_text};
 use super::layout::{check_published, join};
+use super::sizes::check_sizes;
 use super::tensors::{Source, apply, collect};
 
 const CONFIG: &str = "config.json";
@@ -43,17 +44,19 @@ pub fn load_pretrained<C: PretrainedConfig>(
     let folder = folder.as_ref();
     let config_path = folder.join(CONFIG);
     let refuse = |error| CheckpointError::config(&config_path, error);
-    let config = C::from_published(&read_json(&config_path)?).map_err(refuse)?;
+    let json = read_json(&config_path)?;
+    let weights = Weights::open(folder);
+    check_sizes(&json, weights.as_ref().ok().map(|weights| weights.shapes.len())).map_err(refuse)?;
+    let config = C::from_published(&json).map_err(refuse)?;
+    let mut weights = weights?;
     let mut module = config.try_init(device).map_err(refuse)?;
-
-    let mut weights = Weights::open(folder)?;
     let layout = config.layout();
     check_published(&module, &layout, &weights.shapes).map_err(|error| weights.locate(error))?;
     let (mut tensors, mut bytes) = (BTreeMap::new(), 0);
     for parameter in collect(&module, Source::Shapes) {
         let shape = parameter.shape.to_vec();
         let pieces = layout.pieces(&parameter.name, &shape);
-        let parts = pieces.iter().map(|piece| weights.read(&piece.name)).collect::<Result<_, _>>()?;
+        let parts = pieces.map(|piece| weights.read(&piece.name)).collect::<Result<_, _>>()?;
         let data = join(parts, shape);
         bytes += data.bytes().len();
         tensors.insert(parameter.name, data);

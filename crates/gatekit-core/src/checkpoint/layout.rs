@@ -94,7 +94,7 @@ impl TensorLayout {
     /// The published names of a module's tensor, in the order in which their values follow one
     /// another.
     pub fn published_names(&self, name: &str, shape: &[usize]) -> Vec<String> {
-        self.pieces(name, shape).into_iter().map(|piece| piece.name).collect()
+        self.pieces(name, shape).map(|piece| piece.name).collect()
     }
 
     /// Brings published tensors into the module's names and forms. What belongs to no tensor of
@@ -112,8 +112,7 @@ impl TensorLayout {
         let mut tensors = NamedTensors::new();
         for parameter in collect(module, Source::Shapes) {
             let shape = parameter.shape.to_vec();
-            let pieces = self.pieces(&parameter.name, &shape);
-            let parts = (pieces.iter())
+            let parts = (self.pieces(&parameter.name, &shape))
                 .map(|piece| {
                     let data = published.remove(&piece.name).ok_or_else(|| piece.missing())?;
                     piece.check(data.shape())?;
@@ -131,10 +130,9 @@ impl TensorLayout {
     pub fn to_published(&self, tensors: NamedTensors) -> NamedTensors {
         let mut published = NamedTensors::new();
         for (name, data) in tensors {
-            let pieces = self.pieces(&name, data.shape());
             let dtype = data.dtype();
             let mut start = 0;
-            for piece in pieces {
+            for piece in self.pieces(&name, data.shape()) {
                 let end = start + piece.bytes(dtype);
                 let bytes = data.bytes()[start..end].to_vec();
                 published.insert(piece.name, TensorData::from_bytes_vec(bytes, piece.shape, dtype));
@@ -148,20 +146,26 @@ impl TensorLayout {
         self.ignored.iter().any(|prefix| prefix.after(published).is_some())
     }
 
-    pub(super) fn pieces(&self, name: &str, shape: &[usize]) -> Vec<Piece> {
+    /// The published tensors of a module's, made as they are asked for: a damaged configuration may
+    /// promise any number of experts.
+    pub(super) fn pieces<'a>(
+        &'a self,
+        name: &'a str,
+        shape: &[usize],
+    ) -> Box<dyn Iterator<Item = Piece> + 'a> {
         let experts = self.experts.iter().find(|(stacked, _)| stacked.is(name));
         let (Some((_, parts)), &[count, rows, columns]) = (experts, shape) else {
             let name = self.published(name);
             let shape = self.published_shape(&name, shape);
             let note = self.notes.iter().find(|(of, _)| of.is(&name)).map(|(_, note)| note.clone());
-            return vec![Piece { name, shape, note }];
+            return Box::new(std::iter::once(Piece { name, shape, note }));
         };
         let parent = name.rsplit_once('.').map_or("", |(parent, _)| parent);
         let rows = rows / parts.len();
-        (0..count)
-            .flat_map(|expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
-            .map(|name| Piece { name: self.published(&name), shape: vec![rows, columns], note: None })
-            .collect()
+        let pieces = (0..count)
+            .flat_map(move |expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
+            .map(move |name| Piece { name: self.published(&name), shape: vec![rows, columns], note: None });
+        Box::new(pieces)
     }
 
     fn published(&self, name: &str) -> String {
@@ -175,7 +179,7 @@ impl TensorLayout {
         match self.shapes.iter().find(|(name, _)| name.is(published)) {
             None => shape.to_vec(),
             Some((_, form)) => {
-                let elements = shape.iter().product();
+                let elements = shape.iter().fold(1usize, |product, size| product.saturating_mul(*size));
                 form.iter().map(|&size| if size == 0 { elements } else { size }).collect()
             }
         }
@@ -183,12 +187,12 @@ impl TensorLayout {
 
     /// A module's tensors cut and named as they are published, still unread.
     pub(super) fn publish(&self, tensor: LazyTensor) -> Vec<LazyTensor> {
-        let pieces = self.pieces(&tensor.name, &tensor.shape);
+        let (name, shape) = (tensor.name.clone(), tensor.shape.to_vec());
         let dtype = tensor.dtype;
         // Read once, when the first piece is asked for; freed with the last.
         let whole = Arc::new(Mutex::new(Whole::Unread(tensor)));
         let mut start = 0;
-        (pieces.into_iter())
+        (self.pieces(&name, &shape))
             .map(|piece| {
                 let (from, bytes) = (start, piece.bytes(dtype));
                 start += bytes;

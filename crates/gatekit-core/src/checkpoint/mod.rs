@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod folder;
 mod layout;
+mod sizes;
 mod tensors;
 
 pub use config::{PretrainedConfig, check_architecture, config_from_json, require};
