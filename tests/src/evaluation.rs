@@ -192,6 +192,26 @@ impl<'a> Evaluation<'a> {
         Ok(Tensor::from_data(array.to_data(&array.shape), &self.device))
     }
 
+    /// An integer buffer that may be absent.
+    ///
+    /// # Errors
+    ///
+    /// Another dtype or number of axes.
+    pub fn optional_int_buffer<const D: usize>(&mut self, name: &str) -> Result<Option<Tensor<D, Int>>> {
+        let Some(array) = self.case.buffers.get(name) else { return Ok(None) };
+        if array.shape.len() != D || array.values.kind() != "I64" {
+            let (kind, shape) = (array.values.kind(), &array.shape);
+            return Err(Failure(format!("`buffer.{name}` is {kind} {shape:?}, need I64 with {D} axes")));
+        }
+        self.buffers_read.insert(name.to_owned());
+        Ok(Some(Tensor::from_data(array.to_data(&array.shape), &self.device)))
+    }
+
+    /// Whether the case has a buffer of this name.
+    pub fn has_buffer(&self, name: &str) -> bool {
+        self.case.buffers.contains_key(name)
+    }
+
     /// Gives a module the case's parameters and float buffers, under their published names, and
     /// records its gradients.
     ///
@@ -269,6 +289,23 @@ impl<'a> Evaluation<'a> {
         Ok(())
     }
 
+    /// Takes a boolean output.
+    ///
+    /// # Errors
+    ///
+    /// The tensor cannot be read.
+    pub fn bool_output<const D: usize>(&mut self, name: &str, tensor: Tensor<D, Bool>) -> Result<()> {
+        self.outputs.insert(name.to_owned(), Array::from_data(tensor.into_data())?);
+        Ok(())
+    }
+
+    /// Takes counts or positions as an integer output.
+    pub fn count_output(&mut self, name: &str, counts: &[usize]) {
+        let values = counts.iter().map(|count| *count as i64).collect();
+        let array = Array { shape: vec![counts.len()], values: Values::Int(values) };
+        self.outputs.insert(name.to_owned(), array);
+    }
+
     /// Differentiates and hands the results over.
     ///
     /// # Errors
@@ -305,6 +342,23 @@ fn absent(name: &str) -> Failure {
     Failure(format!("the case lacks `input.{name}`"))
 }
 
+/// Runs a component that has one way of computing.
+///
+/// # Errors
+///
+/// What `body` returns, a panic, or anything of the case that was not used.
+pub fn once(
+    case: &Case,
+    device: &Device,
+    body: impl Fn(&mut Evaluation<'_>) -> Result<()>,
+) -> Result<Vec<Produced>> {
+    catch(|| {
+        let mut evaluation = Evaluation::new(case, device);
+        body(&mut evaluation)?;
+        Ok(vec![evaluation.finish("only")?])
+    })
+}
+
 /// Runs a component with its scan in every form.
 ///
 /// # Errors
@@ -326,6 +380,24 @@ pub fn every_form(
             .map_err(|failure| failure.within(format_args!("form {name}")))
         })
         .collect()
+}
+
+/// Runs a component that has one form only.
+///
+/// # Errors
+///
+/// As [`every_form`].
+pub fn one_form(
+    case: &Case,
+    device: &Device,
+    body: impl Fn(&mut Evaluation<'_>) -> Result<()>,
+) -> Result<Vec<Produced>> {
+    let produced = catch(|| {
+        let mut evaluation = Evaluation::new(case, device);
+        body(&mut evaluation)?;
+        evaluation.finish("only")
+    })?;
+    Ok(vec![produced])
 }
 
 /// Compares everything the file holds with what was produced.

@@ -1,22 +1,32 @@
 //! The mechanisms of gating: how a gate value is made from data, and how it is applied.
 #![deny(missing_docs)]
 
+pub mod activation;
 pub mod attention;
 pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
 pub mod decay;
+pub mod dispatch;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
+pub mod glu;
 pub mod init;
+pub mod moe;
+pub mod lrpe;
+pub mod memory_bank;
+pub mod mlp;
 pub mod norm;
+pub mod path_fusion;
 pub mod probe;
+pub mod router;
 pub mod scan;
 pub mod sequence;
+pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
 
-pub use config::ModuleConfig;
+pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};

@@ -19,6 +19,9 @@ pub struct RmsNormConfig {
     /// Added to the mean square, above 0. Default 1e-5.
     #[config(default = 1e-5)]
     pub eps: f64,
+    /// The weight is stored minus 1, so weight decay draws the scale to 1. Default false.
+    #[config(default = false)]
+    pub zero_centered: bool,
 }
 
 impl ModuleConfig for RmsNormConfig {
@@ -26,13 +29,16 @@ impl ModuleConfig for RmsNormConfig {
 
     fn try_init(&self, device: &Device) -> Result<RmsNorm, ConfigError> {
         check(self.dim, self.eps)?;
-        Ok(RmsNorm { weight: Initializer::Ones.init([self.dim], device), eps: self.eps })
+        let start = if self.zero_centered { Initializer::Zeros } else { Initializer::Ones };
+        let weight = start.init([self.dim], device);
+        Ok(RmsNorm { weight, eps: self.eps, zero_centered: self.zero_centered })
     }
 }
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight`, the mean over the last axis.
 ///
-/// The weight starts at 1. Half-precision inputs are normalised in float32 and returned in their
+/// The weight starts at 1; zero-centred, the factor is `1 + weight` (in at least float32) and the
+/// weight starts at 0, as in Gemma and Qwen3-Next. Half-precision inputs are normalised in float32 and returned in their
 /// own type. Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), eq. 4.
 #[derive(Module, Debug)]
 #[module(custom_display)]
@@ -41,6 +47,8 @@ pub struct RmsNorm {
     pub weight: Param<Tensor<1>>,
     /// Added to the mean square.
     pub eps: f64,
+    /// Whether the factor is `1 + weight`.
+    pub zero_centered: bool,
 }
 
 impl RmsNorm {
@@ -50,7 +58,9 @@ impl RmsNorm {
     ///
     /// When the last axis of `x` does not have `dim` channels.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        scaled(x, self.weight.val(), self.eps, None)
+        let weight = self.weight.val();
+        let weight = if self.zero_centered { widen(weight).add_scalar(1.0) } else { weight };
+        scaled(x, weight, self.eps, None)
     }
 }
 
@@ -131,6 +141,21 @@ pub fn l2_normalize<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (x * inverse).cast(dtype)
 }
 
+/// `x / sqrt(mean(x^2) + eps)` over the last axis: the norm without a weight.
+///
+/// A zero vector stays zero. Half-precision inputs are computed in float32 and returned in their own
+/// type.
+///
+/// # Panics
+///
+/// When the last axis is empty.
+pub fn rms_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let dim = x.dims()[D - 1];
+    assert!(dim > 0, "rms_normalize: the last axis of `x` {:?} is empty", x.dims());
+    let weight = Tensor::ones([dim], (&x.device(), x.dtype()));
+    rms_norm(x, weight, eps, None)
+}
+
 /// The norm, summed in at least float32, with a gate of the shape of `x` if given.
 fn scaled<const D: usize>(
     x: Tensor<D>,
@@ -160,7 +185,11 @@ impl ModuleDisplay for RmsNorm {
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [dim] = self.weight.shape().dims();
-        content.add("dim", &dim).add("eps", &self.eps).optional()
+        let content = content.add("dim", &dim).add("eps", &self.eps);
+        match self.zero_centered {
+            true => content.add("zero_centered", &true).optional(),
+            false => content.optional(),
+        }
     }
 }
 
@@ -202,6 +231,33 @@ mod tests {
             norm.weight = Param::from_data(TensorData::new(weight.clone(), [4]), &device);
             let input = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 3, 4]), &device);
             assert_close(&values(norm.forward(input)), &expected(&x, &weight, 1e-3), 1e-6);
+        }
+    }
+
+    #[test]
+    fn zero_centred_weights_scale_by_one_more() {
+        let (x, weight) = (ramp(24, 1.3), ramp(4, 0.4));
+        let shifted: Vec<f64> = weight.iter().map(|weight| weight + 1.0).collect();
+        for device in devices() {
+            let mut norm = RmsNormConfig::new(4).with_eps(1e-3).with_zero_centered(true).init(&device);
+            let input = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 3, 4]), &device);
+            assert_close(&values(norm.forward(input.clone())), &expected(&x, &[1.0; 4], 1e-3), 1e-6);
+            norm.weight = Param::from_data(TensorData::new(weight.clone(), [4]), &device);
+            assert_close(&values(norm.forward(input)), &expected(&x, &shifted, 1e-3), 1e-6);
+            assert_eq!(format!("{norm}"), "RmsNorm {dim: 4, eps: 0.001, zero_centered: true, params: 4}");
+        }
+    }
+
+    #[test]
+    fn the_norm_without_a_weight_is_that_with_ones() {
+        let x = ramp(24, 1.3);
+        for device in devices() {
+            let input = float64(&x, [2, 3, 4], &device);
+            assert_close(&values(rms_normalize(input, 1e-3)), &expected(&x, &[1.0; 4], 1e-3), 1e-12);
+            assert_eq!(values(rms_normalize(Tensor::<2>::zeros([1, 3], &device), 1e-7)), [0.0; 3]);
+            check_gradients(&x, [2, 3, 4], &device, |x| {
+                rms_normalize(x, 1e-3) * float64(&ramp(24, 0.8), [2, 3, 4], &device)
+            });
         }
     }
 

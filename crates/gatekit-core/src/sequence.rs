@@ -154,6 +154,22 @@ impl Packing {
         x.reshape([batch * time, dim]).select(0, self.gather.clone()).unsqueeze_dim(0)
     }
 
+    /// `[batch, time]` to `[1, N]`: the ids of the real tokens alone.
+    ///
+    /// # Panics
+    ///
+    /// When `ids` do not have the batch and time of the mask.
+    pub fn pack_ids(&self, ids: Tensor<2, Int>) -> Tensor<2, Int> {
+        let [batch, time] = ids.dims();
+        assert!(
+            [batch, time] == [self.batch, self.time],
+            "pack_ids: `ids` has [batch, time] = [{batch}, {time}], the mask [{}, {}]",
+            self.batch,
+            self.time
+        );
+        ids.reshape([batch * time]).select(0, self.gather.clone()).unsqueeze_dim(0)
+    }
+
     /// `[1, N, dim]` to `[batch, time, dim]`, 0 at padded positions.
     ///
     /// # Panics
@@ -203,6 +219,8 @@ mod tests {
         let x = Tensor::<3>::from_data([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]], &device);
         let packed = packing.pack(x);
         assert_eq!(packed.to_data().try_to_vec::<f32>().unwrap(), [2.0, 3.0, 4.0, 6.0]);
+        let ids = Tensor::<2, Int>::from_data([[1, 2, 3], [4, 5, 6]], &device);
+        assert_eq!(packing.pack_ids(ids).to_data().iter::<i64>().collect::<Vec<_>>(), [2, 3, 4, 6]);
         let restored = packing.unpack(packed).to_data().try_to_vec::<f32>().unwrap();
         assert_eq!(restored, [0.0, 2.0, 3.0, 4.0, 0.0, 6.0]);
 

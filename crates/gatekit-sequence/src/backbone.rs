@@ -27,7 +27,7 @@ use crate::lm::{CausalLm, StreamState, StreamingLm};
 use gatekit_core::checkpoint::{CheckpointError, NamedTensors, SafetensorsFile, TensorError, TensorProblem};
 
 /// More layers than any model has: a larger number in a configuration is a damaged file.
-const MAX_LAYERS: usize = 10_000;
+pub(crate) const MAX_LAYERS: usize = 10_000;
 
 /// What a layer is given besides its input.
 #[derive(Debug, Clone, Default)]
@@ -307,7 +307,7 @@ impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
     }
 
     /// The final norm and the head.
-    fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let x = self.model.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(x),
@@ -492,6 +492,24 @@ pub(crate) fn take_state_tensor<const D: usize>(
         return Err(TensorError::new(name, TensorProblem::Shape { got: data.shape().to_vec(), need }));
     }
     Ok(Tensor::from_data(data, device))
+}
+
+/// Takes `position`, a number of tokens, out of a state's tensors.
+pub(crate) fn take_position(tensors: &mut NamedTensors) -> Result<usize, TensorError> {
+    let position =
+        tensors.remove("position").ok_or_else(|| TensorError::new("position", TensorProblem::Missing))?;
+    match position.as_slice::<i64>() {
+        Ok(&[count]) if count >= 0 => Ok(count as usize),
+        _ => {
+            let (got, need) = (position.to_string(), "one integer of at least 0".to_string());
+            Err(TensorError::new("position", TensorProblem::Value { got, need }))
+        }
+    }
+}
+
+/// A position as [`take_position`] reads it.
+pub(crate) fn position_data(position: usize) -> TensorData {
+    TensorData::from([position as i64])
 }
 
 /// Refuses what is left of a state's tensors.

@@ -50,8 +50,8 @@ pub enum GenerateError {
 ///
 /// # Errors
 ///
-/// [`GenerateError`] for an unusable configuration, an empty prompt, or a token outside the
-/// vocabulary.
+/// [`GenerateError`] for an unusable configuration, an empty prompt, a token outside the
+/// vocabulary, or a prompt longer than the model's longest sequence.
 pub fn generate<M: StreamingLm>(
     model: &M,
     prompt: &[usize],
@@ -87,6 +87,7 @@ pub fn generate_from<M: StreamingLm>(
     }
     let model = model.valid();
     model.check_state(&state, 1)?;
+    model.check_room(&state, prompt.len())?;
     let device = device_of(&model);
     let mut state = state;
     let mut logits = Vec::new();
@@ -113,8 +114,8 @@ pub fn generate_from<M: StreamingLm>(
 /// Tokens as they are generated.
 ///
 /// Each is computed when it is asked for. With a model whose state has a constant size, memory is
-/// constant, however many tokens are drawn. An error (logits that are not finite) ends the
-/// iteration.
+/// constant, however many tokens are drawn. An error (logits that are not finite, a sequence as
+/// long as the model's learned positions reach) ends the iteration.
 pub struct Generation<M: StreamingLm> {
     model: M,
     device: Device,
@@ -130,19 +131,25 @@ pub struct Generation<M: StreamingLm> {
 }
 
 impl<M: StreamingLm> Generation<M> {
-    /// The state after the prompt and every token handed out so far.
+    /// The state after the prompt and every token handed out so far (but for the last one, where
+    /// the model's longest sequence is reached).
     pub fn into_state(mut self) -> M::State {
-        self.catch_up();
+        // Without room the last token stays outside.
+        let _ = self.catch_up();
         self.state.expect("no step is running")
     }
 
     /// Feeds the token that was handed out last.
-    fn catch_up(&mut self) {
-        let Some(token) = self.pending.take() else { return };
+    fn catch_up(&mut self) -> Result<(), InputError> {
+        let Some(token) = self.pending else { return Ok(()) };
+        let state = self.state.as_ref().expect("no step is running");
+        self.model.check_room(state, 1)?;
+        self.pending = None;
         let state = self.state.take().expect("no step is running");
         let (scores, state) = self.model.step(ids(&[token], &self.device), state);
         self.logits = to_host(scores);
         self.state = Some(state);
+        Ok(())
     }
 }
 
@@ -151,8 +158,7 @@ impl<M: StreamingLm> Iterator for Generation<M> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        self.catch_up();
-        let token = self.sampler.sample(&self.logits);
+        let token = self.catch_up().and_then(|()| self.sampler.sample(&self.logits));
         match &token {
             Ok(token) => self.pending = Some(*token),
             Err(_) => self.left = 0,

@@ -5,8 +5,20 @@
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
 //! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
+//! | [`deepseek_v3`] | latent attention with rotary positions and experts chosen in groups |
+//! | [`feed_forward`] | dense or sparse feed-forward layers |
+//! | [`gated_attention`] | softmax attention with an output gate, at five positions |
+//! | [`gated_associative_memory`] | gated associative memory: convolution, trained memory, gates |
+//! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
+//! | [`kimi_linear`] | Kimi Delta Attention in a hybrid stack with latent attention and experts |
+//! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
 //! | [`gla`] | gated linear attention |
+//! | [`mamba`] | Mamba: the selective state space, its block and its language model |
+//! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
+//! | [`mixture_of_value_embeddings`] | a value memory that all layers share |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
+//! | [`transnormer`] | TransNormerLLM: Lightning attention, LRPE |
 //! | [`checkpoint`] | folders as the published models have them, parameters and gradients by published name |
 //! | [`generate`](mod@generate) | sampling, token by token |
 //!
@@ -37,15 +49,46 @@
 
 pub mod auto;
 pub mod backbone;
+mod decoder_layout;
+pub mod deepseek_v3;
+pub mod feed_forward;
+pub mod gated_attention;
+pub mod gated_associative_memory;
 pub mod generate;
 pub mod gla;
+pub mod hybrid_linear_attention;
+pub mod kimi_linear;
+mod latent;
 pub mod lm;
+mod mixer_enum;
+pub mod qwen3_next;
+pub mod recurrent;
+mod routed;
+pub mod mamba;
+pub mod mamba_icl;
+pub mod mixture_of_value_embeddings;
 pub mod softmax;
+pub mod transnormer;
 
 pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
+pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
+pub use feed_forward::DecoderFeedForward;
+pub use gated_attention::{
+    FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,
+    GatedAttentionForCausalLm, GatedAttentionModelConfig,
+};
+pub use gated_associative_memory::{GamConfig, GamLm};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
+pub use hybrid_linear_attention::{HybridConfig, HybridForCausalLm};
+pub use kimi_linear::{
+    KimiDeltaAttention, KimiDeltaAttentionConfig, KimiLinearConfig, KimiLinearForCausalLm,
+};
 pub use lm::{CausalLm, StreamState, StreamingLm};
+pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
+pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
+pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
+pub use transnormer::{TransNormerConfig, TransNormerLlm};

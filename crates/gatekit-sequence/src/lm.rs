@@ -99,6 +99,17 @@ pub trait StreamingLm: CausalLm {
     /// [`InputError`] names the part of the state, its shape and the shape it needs.
     fn check_state(&self, state: &Self::State, batch: usize) -> Result<(), InputError>;
 
+    /// Checks that a state can take `tokens` more. By default it can take any number; a model with
+    /// learned positions has an end.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] names the length that would be reached and the longest.
+    fn check_room(&self, state: &Self::State, tokens: usize) -> Result<(), InputError> {
+        let _ = (state, tokens);
+        Ok(())
+    }
+
     /// Continues by several tokens.
     ///
     /// # Shapes
@@ -159,7 +170,9 @@ pub trait StreamState: Clone + Send {
 pub struct Targets {
     batch: usize,
     time: usize,
-    /// Rows of the flattened `[batch * (time - 1)]` positions that count; `None` when all do.
+    /// Positions at the end of the logits that no target judges: 1 where labels are shifted, else 0.
+    shift: usize,
+    /// Rows of the flattened `[batch * (time - shift)]` positions that count; `None` when all do.
     counted: Option<Tensor<1, Int>>,
     /// Their tokens, `[N, 1]`.
     tokens: Tensor<2, Int>,
@@ -173,39 +186,68 @@ impl Targets {
     /// [`InputError`] when the labels are no `[batch, time]`, when every shifted label is ignored,
     /// or when one is neither -100 nor a token.
     pub fn new(labels: &TensorData, vocab_size: usize, device: &Device) -> Result<Self, InputError> {
+        Self::collect("labels", labels, IGNORED_LABEL, 1, vocab_size, device)
+    }
+
+    /// Checks targets `[batch, time]` that already stand at the position that predicts them: position
+    /// `t` is judged by target `t`. A target of `ignored` is not counted.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] when the targets are no `[batch, time]`, when all are ignored, or when one is
+    /// neither `ignored` nor a token.
+    pub fn aligned(
+        targets: &TensorData,
+        ignored: i64,
+        vocab_size: usize,
+        device: &Device,
+    ) -> Result<Self, InputError> {
+        Self::collect("targets", targets, ignored, 0, vocab_size, device)
+    }
+
+    fn collect(
+        field: &str,
+        labels: &TensorData,
+        ignored: i64,
+        shift: usize,
+        vocab_size: usize,
+        device: &Device,
+    ) -> Result<Self, InputError> {
         let [batch, time] = labels.shape()[..] else {
-            return Err(InputError::new("labels", format!("shape {:?}", labels.shape()), "[batch, time]"));
+            return Err(InputError::new(field, format!("shape {:?}", labels.shape()), "[batch, time]"));
         };
         let labels: Vec<i64> = labels.iter::<i64>().collect();
         let (mut counted, mut tokens) = (Vec::new(), Vec::new());
         for (row, labels) in labels.chunks(time.max(1)).enumerate() {
-            for (column, &label) in labels.iter().enumerate().skip(1) {
-                if label == IGNORED_LABEL {
+            for (column, &label) in labels.iter().enumerate().skip(shift) {
+                if label == ignored {
                     continue;
                 }
                 if !is_token(label, vocab_size) {
                     return Err(InputError::new(
-                        "labels",
+                        field,
                         format!("{label} at [{row}, {column}]"),
-                        format!("0 .. {vocab_size}, or {IGNORED_LABEL} to ignore the position"),
+                        format!("0 .. {vocab_size}, or {ignored} to ignore the position"),
                     ));
                 }
-                counted.push((row * (time - 1) + column - 1) as i64);
+                counted.push((row * (time - shift) + column - shift) as i64);
                 tokens.push(label);
             }
         }
         let count = tokens.len();
         if count == 0 {
+            let place = if shift > 0 { " after the first position" } else { "" };
             return Err(InputError::new(
-                "labels",
+                field,
                 format!("[{batch}, {time}] without one that counts"),
-                format!("a label other than {IGNORED_LABEL} after the first position"),
+                format!("one other than {ignored}{place}"),
             ));
         }
-        let all = count == batch * (time - 1);
+        let all = count == batch * (time - shift);
         Ok(Self {
             batch,
             time,
+            shift,
             counted: (!all).then(|| Tensor::from_data(TensorData::new(counted, [count]), device)),
             tokens: Tensor::from_data(TensorData::new(tokens, [count, 1]), device),
         })
@@ -229,7 +271,8 @@ impl Targets {
             self.batch,
             self.time
         );
-        let rows = logits.narrow(1, 0, time - 1).reshape([batch * (time - 1), vocab_size]);
+        let judged = time - self.shift;
+        let rows = logits.narrow(1, 0, judged).reshape([batch * judged, vocab_size]);
         let rows = match &self.counted {
             Some(counted) => rows.select(0, counted.clone()),
             None => rows,
@@ -252,7 +295,8 @@ fn is_token(id: i64, vocab_size: usize) -> bool {
     usize::try_from(id).is_ok_and(|id| id < vocab_size)
 }
 
-fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+/// Half precision as float32, all else unchanged.
+pub(crate) fn float32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(FloatDType::F32),
         _ => x,

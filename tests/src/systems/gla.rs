@@ -35,7 +35,7 @@ fn run_scan(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 /// The layer's fields; `norm_eps` has another default in the model.
-fn layer(fields: &mut Fields<'_>, norm_eps: f64) -> Result<GatedLinearAttentionConfig> {
+pub(super) fn layer(fields: &mut Fields<'_>, norm_eps: f64) -> Result<GatedLinearAttentionConfig> {
     let (chunk_size, sub_chunk_size) = scan::tiling(fields, true)?;
     Ok(GatedLinearAttentionConfig {
         hidden_size: fields.required("hidden_size")?,

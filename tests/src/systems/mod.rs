@@ -2,11 +2,16 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod gated_attention;
+pub mod gated_associative_memory;
 pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod moe_routing;
+pub mod move_;
 mod scan;
+pub mod transnormer_llm;
 
 use burn::tensor::Device;
 
@@ -30,10 +35,15 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("gated-attention", gated_attention::ROWS),
+    ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("moe-routing", moe_routing::ROWS),
+    ("move", move_::ROWS),
+    ("transnormer-llm", transnormer_llm::ROWS),
 ];
 
 /// Builds, runs and judges a case.

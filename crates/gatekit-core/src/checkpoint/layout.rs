@@ -42,6 +42,8 @@ pub struct TensorLayout {
     shapes: Vec<(Pattern, Vec<usize>)>,
     /// Prefixes of published tensors that the module does not need.
     ignored: Vec<Pattern>,
+    /// Published names and what an error about their shape says besides.
+    notes: Vec<(Pattern, String)>,
 }
 
 /// A published tensor that is a whole tensor of the module or a part of one.
@@ -49,6 +51,8 @@ pub struct TensorLayout {
 pub(super) struct Piece {
     pub name: String,
     pub shape: Vec<usize>,
+    /// Said of a wrong shape besides the one needed.
+    pub note: Option<String>,
 }
 
 impl TensorLayout {
@@ -78,6 +82,12 @@ impl TensorLayout {
     /// Published tensors that begin so are passed over: a tied head, frequencies of a rotation.
     pub fn with_ignored(mut self, published: &str) -> Self {
         self.ignored.push(Pattern::new(published));
+        self
+    }
+
+    /// What an error about the shape of the published tensor of this name says besides.
+    pub fn with_note(mut self, published: &str, note: &str) -> Self {
+        self.notes.push((Pattern::new(published), note.to_string()));
         self
     }
 
@@ -147,13 +157,14 @@ impl TensorLayout {
         let (Some((_, parts)), &[count, rows, columns]) = (experts, shape) else {
             let name = self.published(name);
             let shape = self.published_shape(&name, shape);
-            return Box::new(std::iter::once(Piece { name, shape }));
+            let note = self.notes.iter().find(|(of, _)| of.is(&name)).map(|(_, note)| note.clone());
+            return Box::new(std::iter::once(Piece { name, shape, note }));
         };
         let parent = name.rsplit_once('.').map_or("", |(parent, _)| parent);
         let rows = rows / parts.len();
         let pieces = (0..count)
             .flat_map(move |expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
-            .map(move |name| Piece { name: self.published(&name), shape: vec![rows, columns] });
+            .map(move |name| Piece { name: self.published(&name), shape: vec![rows, columns], note: None });
         Box::new(pieces)
     }
 
@@ -204,7 +215,8 @@ impl Piece {
         if got == self.shape {
             return Ok(());
         }
-        let problem = TensorProblem::Shape { got: got.to_vec(), need: format!("{:?}", self.shape) };
+        let note = self.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+        let problem = TensorProblem::Shape { got: got.to_vec(), need: format!("{:?}{note}", self.shape) };
         Err(TensorError::new(&self.name, problem))
     }
 

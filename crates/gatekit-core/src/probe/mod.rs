@@ -1,9 +1,11 @@
 //! What a gate did: statistics as numbers, series over training steps, tables, and SVG plots.
 
+mod attention;
 mod bars;
 mod plot;
 mod statistics;
 
+pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};

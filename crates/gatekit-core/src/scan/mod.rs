@@ -13,7 +13,7 @@
 //! The decay of step `t` acts on `S_{t-1}`, not on what step `t` writes. Log decays `g` are at
 //! most 0. [`linear_recurrence`] computes whole sequences, [`linear_recurrence_step`] one token;
 //! the published members of the family ([`gated_linear_attention`], [`retention`], [`hgrn2`],
-//! [`delta_rule`], [`gated_delta_rule`], [`kimi_delta_attention`]) call them.
+//! [`delta_rule`], [`gated_delta_rule`], [`kimi_delta_attention`], [`LightningAttention`]) call them.
 //! [`elementwise_recurrence`] has a vector state, [`selective_scan`] a vector of N numbers for every channel.
 //!
 //! Sources: Yang et al. 2024 (arXiv 2312.06635) for gated linear attention and its chunked form,
@@ -22,6 +22,7 @@
 mod check;
 mod elementwise;
 mod family;
+mod lightning;
 mod recurrent;
 mod selective;
 mod step;
@@ -35,6 +36,7 @@ pub use elementwise::{ElementwiseOutput, elementwise_recurrence, elementwise_rec
 pub use family::{
     delta_rule, gated_delta_rule, gated_linear_attention, hgrn2, kimi_delta_attention, retention,
 };
+pub use lightning::LightningAttention;
 pub use selective::{Discretisation, SelectiveOptions, SelectiveOutput, selective_scan, selective_scan_step};
 pub use step::{StepDecay, linear_recurrence_step};
 
@@ -137,6 +139,14 @@ pub fn linear_recurrence(
     if options.form == ScanForm::Recurrent {
         return recurrent::scan(q, k, v, decay, write, initial_state, boundaries, scale);
     }
+    // One step from a state, as in decoding: the whole apparatus of chunks would stand still.
+    if options.form == ScanForm::Auto
+        && boundaries.is_none()
+        && q.dims()[1] == 1
+        && let Some(state) = initial_state
+    {
+        return single(q, k, v, decay, write, state, scale);
+    }
     let (decay_kind, log_decay) = match decay {
         Decay::None => (DecayKind::None, None),
         Decay::PerHead(gate) => (DecayKind::PerHead, Some(gate.unsqueeze_dim::<4>(3))),
@@ -158,4 +168,29 @@ pub fn linear_recurrence(
     };
     let (output, final_state) = matrix_scan(q, k, v, log_decay, beta, initial_state, spec);
     ScanOutput { output, final_state }
+}
+
+/// A scan over one step.
+fn single(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    decay: Decay,
+    write: Write,
+    state: Tensor<4>,
+    scale: f64,
+) -> ScanOutput {
+    let step = |x: Tensor<4>| x.squeeze_dim::<3>(1);
+    let decay = match decay {
+        Decay::None => StepDecay::None,
+        Decay::PerHead(gate) => StepDecay::PerHead(gate.squeeze_dim(1)),
+        Decay::PerKey(gate) => StepDecay::PerKey(step(gate)),
+    };
+    let beta = match write {
+        Write::Additive => None,
+        Write::Delta(beta) => Some(beta.squeeze_dim(1)),
+    };
+    let (output, final_state) =
+        linear_recurrence_step(step(q), step(k), step(v), decay, beta, state, Some(scale));
+    ScanOutput { output: output.unsqueeze_dim(1), final_state }
 }

@@ -16,6 +16,7 @@ use crate::backbone::{
     MixerContext, MixerState, TokenMixer, check_shape, no_more_tensors, state_data, take_state_tensor,
     tensor_bytes,
 };
+use crate::recurrent::{expanded, heads};
 use gatekit_core::checkpoint::{NamedTensors, TensorError};
 
 /// Configuration of [`GatedLinearAttention`]. Field names are those of the released models.
@@ -101,19 +102,7 @@ impl GatedLinearAttentionConfig {
                 return Err(ConfigError::new(field, 0, "at least 1"));
             }
         }
-        let expanded = |field: &str, ratio: f64| {
-            let size = self.hidden_size as f64 * ratio;
-            let is_count =
-                size.is_finite() && (1.0..1e15).contains(&size) && (size - size.round()).abs() < 1e-6;
-            match is_count && (size.round() as usize).is_multiple_of(heads) {
-                true => Ok(size.round() as usize),
-                false => Err(ConfigError::new(
-                    field,
-                    format!("{ratio}, {size} of a hidden size of {}", self.hidden_size),
-                    format!("a whole positive number of channels, divisible by {heads} heads"),
-                )),
-            }
-        };
+        let expanded = |field, ratio| expanded(field, ratio, self.hidden_size, heads);
         let (key, value) = (expanded("expand_k", self.expand_k)?, expanded("expand_v", self.expand_v)?);
         let kv_heads = self.num_kv_heads.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -449,12 +438,6 @@ impl GatedLinearAttention {
         let normed = norm.forward(scanned, gate);
         self.o_proj.forward(normed.reshape([batch, time, self.num_heads * self.value_dim]))
     }
-}
-
-/// `[B, T, H * dim]` to `[B, T, H, dim]`.
-fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
-    let [batch, time, width] = x.dims();
-    x.reshape([batch, time, heads, width / heads])
 }
 
 impl TokenMixer for GatedLinearAttention {

@@ -134,13 +134,16 @@ const ARCHITECTURE: &str = "GLAForCausalLM";
 impl PretrainedConfig for GlaConfig {
     /// Reads the `config.json` of a released model: `hidden_act` there is the activation of the
     /// output gate (unless a `gate_fn` is given) and of the feed-forward layers, where only SiLU
-    /// is known. Refused are hybrid stacks (`attn`), norms without weights
-    /// (`elementwise_affine` false) and attention residuals (`attnres_block_size`).
+    /// is known. Hybrid stacks (`attn`) are another model, which
+    /// [`HybridConfig`](crate::hybrid_linear_attention::HybridConfig) reads. Refused are norms without
+    /// weights (`elementwise_affine` false) and attention residuals (`attnres_block_size`).
     fn from_published(json: &Value) -> Result<Self, ConfigError> {
         check_architecture(json, MODEL_TYPE, ARCHITECTURE)?;
         require(json, "hidden_act", &["swish".into(), "silu".into()])?;
         require(json, "elementwise_affine", &[true.into()])?;
-        require(json, "attn", &[])?;
+        if !json["attn"].is_null() {
+            return Err(ConfigError::new("attn", &json["attn"], "null; hybrid stacks are a HybridConfig"));
+        }
         require(json, "attnres_block_size", &[])?;
         let mut defaults = Self::new(32000, 2048, 24);
         if let Some(name) = json["hidden_act"].as_str() {

@@ -1,6 +1,8 @@
 //! What the tests of this crate share.
 #![allow(dead_code, reason = "every test target uses its own part")]
 
+pub mod hybrid;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gatekit_core::ModuleConfig;

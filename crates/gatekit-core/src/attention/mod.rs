@@ -1,0 +1,27 @@
+//! Causal softmax attention with grouped heads, sliding windows, rotary positions, gates and a
+//! key/value cache.
+//!
+//! [`causal_attention`] is the plain function, [`sink_attention`] the one with sinks,
+//! [`CausalAttention`] the layer with gates at every position ([`AttentionGateConfig`]),
+//! [`LatentAttention`] the layer with compressed keys and values.
+
+mod cache;
+mod config;
+mod gate;
+mod grid;
+mod latent;
+mod layer;
+mod packed;
+mod rotary;
+mod softmax;
+#[cfg(test)]
+mod tests;
+
+pub use cache::KvCache;
+pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
+pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};
+pub use grid::GridRotaryEmbedding;
+pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
+pub use layer::{CausalAttention, Positions, Projected};
+pub use rotary::RotaryEmbedding;
+pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};

@@ -1,0 +1,4 @@
+mod gate;
+mod layer;
+mod rotary;
+mod softmax;

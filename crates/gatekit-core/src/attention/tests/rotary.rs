@@ -1,0 +1,45 @@
+//! Rotary positions against their equation.
+
+use crate::attention::RotaryEmbedding;
+use crate::sequence::Boundaries;
+use crate::test_util::{assert_close, devices, float32, float64, ramp, values};
+
+#[test]
+fn rotation_matches_its_equation_at_far_positions() {
+    let (dim, width, heads) = (4, 5, 2);
+    let x = ramp(3 * heads * width, 1.0);
+    for device in devices() {
+        let rotary = RotaryEmbedding::new(dim, 10000.0).unwrap();
+        for offset in [0, 5, 3, 1_000_000] {
+            let expected: Vec<f64> = (0..x.len())
+                .map(|i| {
+                    let (c, head) = (i % width, i - i % width);
+                    if c >= dim {
+                        return x[i];
+                    }
+                    let position = (offset + i / (heads * width)) as f64;
+                    let angle = position * 10000f64.powf(-((c % 2) as f64) / 2.0);
+                    let (first, second) = (x[head + c % 2], x[head + 2 + c % 2]);
+                    if c < 2 {
+                        first * angle.cos() - second * angle.sin()
+                    } else {
+                        second * angle.cos() + first * angle.sin()
+                    }
+                })
+                .collect();
+            assert_close(
+                &values(rotary.apply(float32(&x, [1, 3, heads, width], &device), offset)),
+                &expected,
+                1e-6,
+            );
+            let exact = rotary.apply(float64(&x, [1, 3, heads, width], &device), offset);
+            assert_close(&values(exact), &expected, 1e-12);
+        }
+        // Packed: every segment starts again at 0.
+        let boundaries = Boundaries::new(&[0, 1, 3], 3).unwrap();
+        let x_tensor = float32(&x, [1, 3, heads, width], &device);
+        let packed = values(rotary.apply_packed(x_tensor.clone(), &boundaries));
+        assert_eq!(packed[..10], values(rotary.apply(x_tensor.clone().narrow(1, 0, 1), 0)));
+        assert_eq!(packed[10..], values(rotary.apply(x_tensor.narrow(1, 1, 2), 0)));
+    }
+}

@@ -1,0 +1,12 @@
+//! Sending tokens to their experts and adding up what comes back.
+//!
+//! Slots are sorted by expert, so that every expert sees a run of consecutive rows: no dense
+//! `[N, E, C]` masks and no padding.
+
+mod capacity;
+mod grouped;
+mod plan;
+
+pub use capacity::{Capacity, Priority};
+pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
+pub use plan::DispatchPlan;

@@ -1,0 +1,122 @@
+//! The order in which tokens go to their experts.
+
+use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+
+use crate::common::{indices, widen};
+use crate::router::Assignment;
+
+/// Kept slots sorted by expert, and by slot within an expert.
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::{Device, Tensor};
+/// use gatekit_core::dispatch::DispatchPlan;
+/// use gatekit_core::router::Assignment;
+///
+/// // Three tokens, two experts each.
+/// let assignment = Assignment::new(vec![2, 0, 0, 1, 2, 1], 2, 3).unwrap();
+/// let plan = DispatchPlan::new(&assignment);
+/// assert_eq!(plan.order(), [1, 2, 3, 5, 0, 4]);
+/// assert_eq!(plan.offsets(), [0, 2, 4, 6]);
+/// let x = Tensor::<2>::from_data([[1.0], [2.0], [3.0]], &Device::flex());
+/// let sorted = plan.gather(x); // 1, 2 for expert 0, then 2, 3, then 1, 3
+/// # let _ = sorted;
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DispatchPlan {
+    tokens: usize,
+    rows: Vec<usize>,
+    order: Vec<usize>,
+    offsets: Vec<usize>,
+}
+
+impl DispatchPlan {
+    /// Sorts the kept slots of an assignment.
+    pub fn new(assignment: &Assignment) -> Self {
+        // A counting sort, which is stable.
+        let mut offsets = vec![0; assignment.num_experts() + 1];
+        let kept = || {
+            let slots = assignment.experts().iter().zip(assignment.kept()).enumerate();
+            slots.filter(|(_, (_, kept))| **kept).map(|(slot, (expert, _))| (slot, *expert))
+        };
+        kept().for_each(|(_, expert)| offsets[expert + 1] += 1);
+        for expert in 0..assignment.num_experts() {
+            offsets[expert + 1] += offsets[expert];
+        }
+        let mut next = offsets.clone();
+        let mut order = vec![0; offsets[assignment.num_experts()]];
+        for (slot, expert) in kept() {
+            order[next[expert]] = slot;
+            next[expert] += 1;
+        }
+        let rows = order.iter().map(|slot| slot / assignment.per_token()).collect();
+        Self { tokens: assignment.tokens(), rows, order, offsets }
+    }
+
+    /// From sorted rows of `tokens` tokens and the positions of their weights.
+    pub(crate) fn from_parts(
+        tokens: usize,
+        rows: Vec<usize>,
+        order: Vec<usize>,
+        offsets: Vec<usize>,
+    ) -> Self {
+        Self { tokens, rows, order, offsets }
+    }
+
+    /// The kept slots in their sorted order, M entries: positions in the flattened weights.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    /// Where every expert's rows begin, and M: E + 1 entries.
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Kept slots of every expert.
+    pub fn tokens_per_expert(&self) -> Vec<usize> {
+        self.offsets.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
+    /// The tokens `x` `[N, D]` sorted by expert, `[M, D]`.
+    ///
+    /// # Panics
+    ///
+    /// When `x` does not have N rows.
+    pub fn gather(&self, x: Tensor<2>) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        assert!(tokens == self.tokens, "DispatchPlan: `x` has {tokens} tokens, the plan {}", self.tokens);
+        match self.rows.is_empty() {
+            true => Tensor::zeros([0, width], (&x.device(), x.dtype())),
+            false => x.clone().select(0, indices(self.rows.clone(), &x.device())),
+        }
+    }
+
+    /// `y_n = sum over the slots of token n of weight * output`: `[M, D]` and weights (`[N, K]`, or
+    /// `[E, C]` where experts chose) to `[N, D]`, added in at least float32.
+    ///
+    /// # Panics
+    ///
+    /// When `outputs` does not have M rows.
+    pub fn scatter_combine(&self, outputs: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
+        let ([rows, width], device, dtype) = (outputs.dims(), outputs.device(), outputs.dtype());
+        assert!(
+            rows == self.rows.len(),
+            "DispatchPlan: `outputs` has {rows} rows, the plan {}",
+            self.rows.len()
+        );
+        let wide = match dtype {
+            DType::F16 | DType::BF16 => DType::F32,
+            dtype => dtype,
+        };
+        let zeros = Tensor::<2>::zeros([self.tokens, width], (&device, wide));
+        if rows == 0 {
+            return zeros.cast(dtype);
+        }
+        let weights = weights.flatten::<1>(0, 1).select(0, indices(self.order.clone(), &device));
+        let weighted = widen(outputs) * weights.unsqueeze_dim(1).cast(wide);
+        let rows = indices(self.rows.clone(), &device);
+        zeros.select_assign(0, rows, weighted, IndexingUpdateOp::Add).cast(dtype)
+    }
+}

@@ -1,0 +1,25 @@
+//! How a gate value is made from logits, and how it is applied.
+//!
+//! Made: [`GateActivation`] (with temperatures and scales), [`hard_gate`] and [`gumbel_sigmoid`] with
+//! a straight-through gradient, [`lower_bounded_gate`], [`selective_gate`] (every step against those
+//! after it). Applied: [`output_gate`], [`convex_mix`],
+//! [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
+//! [`Highway`], [`TanhGate`] and [`GatedSum`]. All of them keep finite values and gradients at any
+//! finite logit: a gate may be exactly 0 or 1.
+
+mod activation;
+mod functions;
+mod layers;
+mod selective;
+mod sum;
+#[cfg(test)]
+mod tests;
+
+pub use activation::{GateActivation, sigmoid};
+pub use functions::{
+    convex_mix, gated_residual, gumbel_sigmoid, hard_gate, highway, logistic_noise, lower_bounded_gate,
+    output_gate,
+};
+pub use layers::{Highway, HighwayConfig, OutputGate, OutputGateConfig, TanhGate, TanhGateConfig};
+pub use selective::{selective_gate, selective_log_gate};
+pub use sum::{GatedSum, GatedSumConfig, gated_sum};

@@ -1,0 +1,95 @@
+//! The K largest values of a row, stably, and within the best groups.
+
+use std::cmp::Ordering;
+
+use super::{GroupScore, RouterConfig};
+
+/// Larger values first, NaN last.
+fn falling(a: f64, b: f64) -> Ordering {
+    match (a.is_nan(), b.is_nan()) {
+        (false, false) => b.partial_cmp(&a).unwrap_or(Ordering::Equal),
+        (nan_a, nan_b) => nan_a.cmp(&nan_b),
+    }
+}
+
+/// Positions of the `count` largest of the `candidates`, in falling order; of equal values the one
+/// that stands first among the candidates.
+fn largest(values: &[f64], candidates: &mut Vec<usize>, count: usize) {
+    // The candidates rise, so comparing positions last makes the order total and stable.
+    let order = |a: &usize, b: &usize| falling(values[*a], values[*b]).then(a.cmp(b));
+    if count < candidates.len() && count > 0 {
+        candidates.select_nth_unstable_by(count - 1, order);
+    }
+    candidates.truncate(count);
+    candidates.sort_unstable_by(order);
+}
+
+/// The `count` largest values of every row of `width`, in falling order; with `groups` within the
+/// best groups of a row alone.
+pub(super) fn top(values: &[f64], width: usize, count: usize, groups: Option<&RouterConfig>) -> Vec<usize> {
+    let groups = groups.filter(|config| config.topk_group < config.n_group);
+    let mut chosen = Vec::with_capacity(values.len() / width * count);
+    let mut candidates = Vec::with_capacity(width);
+    for row in values.chunks_exact(width) {
+        candidates.clear();
+        match groups {
+            Some(config) => allowed(row, config, &mut candidates),
+            None => candidates.extend(0..width),
+        }
+        largest(row, &mut candidates, count);
+        chosen.extend_from_slice(&candidates);
+    }
+    chosen
+}
+
+/// The experts of the best groups, rising.
+fn allowed(row: &[f64], config: &RouterConfig, candidates: &mut Vec<usize>) {
+    let size = row.len() / config.n_group;
+    let worth = |group: &[f64]| {
+        let mut best: Vec<usize> = (0..size).collect();
+        let count = match config.group_score {
+            GroupScore::Max => 1,
+            GroupScore::Top2Sum => 2,
+        };
+        largest(group, &mut best, count);
+        best.into_iter().map(|expert| group[expert]).sum::<f64>()
+    };
+    let worths: Vec<f64> = row.chunks_exact(size).map(worth).collect();
+    let mut groups: Vec<usize> = (0..config.n_group).collect();
+    largest(&worths, &mut groups, config.topk_group);
+    groups.sort_unstable();
+    candidates.extend(groups.into_iter().flat_map(|group| group * size..(group + 1) * size));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(n_group: usize, topk_group: usize, group_score: GroupScore) -> RouterConfig {
+        RouterConfig::new(1).with_n_group(n_group).with_topk_group(topk_group).with_group_score(group_score)
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_index_and_nan_goes_last() {
+        let row = [1.0, 3.0, f64::NAN, 3.0, 0.0, -0.0, f64::NEG_INFINITY, 1.0];
+        assert_eq!(top(&row, 8, 8, None), [1, 3, 0, 7, 4, 5, 6, 2]);
+        assert_eq!(top(&row, 8, 3, None), [1, 3, 0]);
+        assert_eq!(top(&[0.0; 8], 8, 3, None), [0, 1, 2]);
+        assert_eq!(top(&[-0.0, 0.0, f64::NAN, f64::NAN], 4, 3, None), [0, 1, 2]);
+        assert_eq!(top(&row, 4, 1, None), [1, 3]);
+    }
+
+    #[test]
+    fn groups_are_limited_by_what_they_are_worth() {
+        // Sums of two: 3, 5, 4; maxima: 3, 2.5, 4.
+        let row = [3.0, 0.0, -9.0, 2.5, 2.5, -9.0, 4.0, 0.0, -9.0];
+        assert_eq!(top(&row, 9, 3, Some(&config(3, 1, GroupScore::Top2Sum))), [3, 4, 5]);
+        assert_eq!(top(&row, 9, 3, Some(&config(3, 1, GroupScore::Max))), [6, 7, 8]);
+        assert_eq!(top(&row, 9, 3, Some(&config(3, 2, GroupScore::Max))), [6, 0, 1]);
+        // Negative values inside a chosen group still come before anything outside.
+        let row = [-1.0, -2.0, -3.0, -4.0];
+        assert_eq!(top(&row, 4, 2, Some(&config(2, 1, GroupScore::Top2Sum))), [0, 1]);
+        // Of equal groups the first.
+        assert_eq!(top(&[0.5; 4], 4, 2, Some(&config(2, 1, GroupScore::Top2Sum))), [0, 1]);
+    }
+}
