@@ -1,7 +1,8 @@
-//! Scans, gates, norms and short convolutions as operations of their own: one function, several
+//! Scans, gates, norms, short convolutions and grouped products as operations of their own: one function, several
 //! implementations, chosen by the device of the tensors.
 //!
-//! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
+//! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere, and the only form of
+//!   grouped products, which are a backend's own matrix products;
 //! * **CPU** (`NdArray`, `Flex`): fused loops over slices;
 //! * **CubeCL** (`Cube`: wgpu, Vulkan, Metal, CUDA, ROCm): fused kernels that read and write the type a
 //!   tensor is stored in; float64 is left to the portable forms.
@@ -27,6 +28,7 @@ mod float;
 #[cfg(feature = "fusion")]
 mod fusion;
 pub mod gate;
+pub mod grouped;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 #[cfg(any(feature = "ndarray", feature = "flex"))]

@@ -52,21 +52,21 @@ pub mod backbone;
 mod decoder_layout;
 pub mod deepseek_v3;
 pub mod feed_forward;
-pub mod gated_attention;
 pub mod gated_associative_memory;
+pub mod gated_attention;
 pub mod generate;
 pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 mod latent;
 pub mod lm;
+pub mod mamba;
+pub mod mamba_icl;
 mod mixer_enum;
+pub mod mixture_of_value_embeddings;
 pub mod qwen3_next;
 pub mod recurrent;
 mod routed;
-pub mod mamba;
-pub mod mamba_icl;
-pub mod mixture_of_value_embeddings;
 pub mod softmax;
 pub mod transnormer;
 
@@ -74,11 +74,11 @@ pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
 pub use feed_forward::DecoderFeedForward;
+pub use gated_associative_memory::{GamConfig, GamLm};
 pub use gated_attention::{
     FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig,
     GatedAttentionForCausalLm, GatedAttentionModelConfig,
 };
-pub use gated_associative_memory::{GamConfig, GamLm};
 pub use gatekit_core::checkpoint::{self, CheckpointError, load_pretrained, save_pretrained};
 pub use generate::{GenerateConfig, generate};
 pub use gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm};
@@ -87,8 +87,8 @@ pub use kimi_linear::{
     KimiDeltaAttention, KimiDeltaAttentionConfig, KimiLinearConfig, KimiLinearForCausalLm,
 };
 pub use lm::{CausalLm, StreamState, StreamingLm};
-pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
 pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
+pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
 pub use transnormer::{TransNormerConfig, TransNormerLlm};

@@ -2,8 +2,8 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
-pub mod gated_attention;
 pub mod gated_associative_memory;
+pub mod gated_attention;
 pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;

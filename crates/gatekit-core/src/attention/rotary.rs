@@ -127,7 +127,9 @@ impl RotaryEmbedding {
         let half = self.dim / 2;
         let rates: Vec<f64> = (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64)).collect();
         let (sin, cos): (Vec<f64>, Vec<f64>) = (first..first + count)
-            .flat_map(|position| rates.iter().map(move |rate| (self.sense * position as f64 * rate).sin_cos()))
+            .flat_map(|position| {
+                rates.iter().map(move |rate| (self.sense * position as f64 * rate).sin_cos())
+            })
             .unzip();
         let tensor = |values| Tensor::from_data(TensorData::new(values, [count, half]), (device, dtype));
         RotaryTable { first, cos: tensor(cos), sin: tensor(sin) }

@@ -3,43 +3,11 @@
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Tensor};
+pub use gatekit_kernels::grouped::grouped_matmul;
 
 use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::init;
-
-/// Rows `offsets[e] .. offsets[e + 1]` of `x` `[M, in]` times the transpose of `weight[e]`:
-/// `[M, in]`, weight `[E, out, in]` to `[M, out]`.
-///
-/// # Panics
-///
-/// When the shapes do not fit, or the offsets do not rise from 0 to M.
-pub fn grouped_matmul(x: Tensor<2>, offsets: &[usize], weight: Tensor<3>) -> Tensor<2> {
-    let ([rows, width], [experts, out, from]) = (x.dims(), weight.dims());
-    assert!(
-        width == from && offsets.len() == experts + 1,
-        "grouped_matmul: `x` {:?} and {} offsets do not fit the weight {:?}",
-        x.dims(),
-        offsets.len(),
-        weight.dims()
-    );
-    assert!(
-        offsets.first() == Some(&0) && offsets.last() == Some(&rows) && offsets.is_sorted(),
-        "grouped_matmul: `offsets` {offsets:?} do not rise from 0 to {rows}"
-    );
-    if rows == 0 {
-        return Tensor::zeros([0, out], (&x.device(), x.dtype()));
-    }
-    let parts: Vec<_> = (0..experts)
-        .filter(|expert| offsets[*expert] < offsets[expert + 1])
-        .map(|expert| {
-            let rows = x.clone().narrow(0, offsets[expert], offsets[expert + 1] - offsets[expert]);
-            let weight = weight.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
-            rows.matmul(weight.transpose())
-        })
-        .collect();
-    Tensor::cat(parts, 0)
-}
 
 /// Configuration of [`GroupedLinear`].
 #[derive(Config, Debug)]

@@ -1,6 +1,10 @@
+use burn::config::Config;
+use burn::module::Param;
+use burn::tensor::{Tensor, TensorData};
+
 use super::*;
 use crate::test_util::{assert_close, check_gradients, devices, float32, float64, ramp, values};
-use burn::tensor::TensorData;
+use crate::{ConfigError, ModuleConfig};
 
 fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())

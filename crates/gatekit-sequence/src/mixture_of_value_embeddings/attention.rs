@@ -61,9 +61,7 @@ impl Heads {
         head_dim: Option<usize>,
     ) -> Result<Self, ConfigError> {
         for (field, size) in [("n_embd", n_embd), ("n_head", n_head)] {
-            if size == 0 {
-                return Err(ConfigError::new(field, size, "at least 1"));
-            }
+            init::check_size(field, size)?;
         }
         let value = n_kv_head.unwrap_or(n_head);
         if value == 0 || !n_head.is_multiple_of(value) {
@@ -77,9 +75,7 @@ impl Heads {
                 return Err(ConfigError::new("n_embd", n_embd, need));
             }
         };
-        if dim == 0 {
-            return Err(ConfigError::new("head_dim", dim, "at least 1"));
-        }
+        init::check_size("head_dim", dim)?;
         Ok(Self { query: n_head, value, dim })
     }
 }

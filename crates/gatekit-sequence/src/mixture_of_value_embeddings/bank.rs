@@ -34,9 +34,7 @@ impl ModuleConfig for ValueEmbeddingBankConfig {
             ("head_dim", self.head_dim),
             ("n_embd", self.n_embd),
         ] {
-            if size == 0 {
-                return Err(ConfigError::new(field, size, "at least 1"));
-            }
+            init::check_size(field, size)?;
         }
         let columns = self
             .n_kv_head

@@ -102,12 +102,16 @@ impl MoveImageConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        for (field, size, most) in [
-            ("vocab_size", self.vocab_size, usize::MAX / 4),
-            ("n_layer", self.n_layer, MAX_LAYERS),
-            ("num_classes", self.num_classes, usize::MAX / 4),
-            ("grid_size", self.grid_size, MAX_GRID),
+        for (field, size) in [
+            ("vocab_size", self.vocab_size),
+            ("num_classes", self.num_classes),
+            ("ffn_dim", self.ffn_dim.unwrap_or(1)),
         ] {
+            init::check_size(field, size)?;
+        }
+        for (field, size, most) in
+            [("n_layer", self.n_layer, MAX_LAYERS), ("grid_size", self.grid_size, MAX_GRID)]
+        {
             if size == 0 || size > most {
                 return Err(ConfigError::new(field, size, format!("1 to {most}")));
             }
@@ -118,12 +122,8 @@ impl MoveImageConfig {
         Ok(())
     }
 
-    fn feed_forward_size(&self) -> Result<usize, ConfigError> {
-        match self.ffn_dim {
-            Some(0) => Err(ConfigError::new("ffn_dim", 0, "at least 1, or null")),
-            Some(size) => Ok(size),
-            None => Ok((8 * self.n_embd / 3).next_multiple_of(256)),
-        }
+    fn feed_forward_size(&self) -> usize {
+        self.ffn_dim.unwrap_or_else(|| (8 * self.n_embd / 3).next_multiple_of(256))
     }
 }
 
@@ -136,7 +136,7 @@ impl ModuleConfig for MoveImageConfig {
         let gate = self.gate_standard.unwrap_or(memory.gates_standard());
         let (width, layers) = (self.n_embd, self.n_layer);
         let heads = Heads::new(width, self.n_head, self.n_kv_head, self.head_dim)?;
-        let inner = self.feed_forward_size()?;
+        let inner = self.feed_forward_size();
         let norm = || {
             RmsNormConfig::new(width).with_eps(self.norm_eps).try_init(device).map_err(|error| {
                 let field = if error.field == "eps" { "norm_eps" } else { "n_embd" };

@@ -3,6 +3,20 @@
 use burn::module::Param;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use gatekit_core::ConfigError;
+
+/// Larger sizes than any model has: a larger number in a configuration is a damaged file, and its
+/// products would not fit.
+const MAX_SIZE: usize = 1 << 30;
+
+/// Refuses a size of 0 or beyond any model's.
+pub(super) fn check_size(field: &str, size: usize) -> Result<(), ConfigError> {
+    match size {
+        0 => Err(ConfigError::new(field, size, "at least 1")),
+        1..=MAX_SIZE => Ok(()),
+        _ => Err(ConfigError::new(field, size, format!("at most {MAX_SIZE}"))),
+    }
+}
 
 /// Standard deviation of the head's weight.
 const HEAD: f64 = 0.001;

@@ -73,9 +73,7 @@ impl ModuleConfig for MoveLatentAttentionConfig {
         let width = self.n_embd;
         let Heads { query: heads, dim, .. } = Heads::new(width, self.n_head, None, self.head_dim)?;
         for (field, size) in [("mla_d_c", self.mla_d_c), ("mla_d_c1", self.mla_d_c1)] {
-            if size == 0 {
-                return Err(ConfigError::new(field, size, "at least 1"));
-            }
+            init::check_size(field, size)?;
         }
         let rotary = rotation("mla_d_rope", self.mla_d_rope, self.rope_base)?;
         if self.mla_d_rope >= dim {

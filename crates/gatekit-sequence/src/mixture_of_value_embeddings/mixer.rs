@@ -6,6 +6,8 @@ use burn::tensor::{Device, Tensor};
 use gatekit_core::gate::{GateActivation, GatedSum, GatedSumConfig, gated_sum};
 use gatekit_core::{ConfigError, InputError, ModuleConfig};
 
+use super::init;
+
 /// Configuration of [`ValueMixer`].
 #[derive(Config, Debug)]
 pub struct ValueMixerConfig {
@@ -35,9 +37,7 @@ impl ModuleConfig for ValueMixerConfig {
             ("head_dim", self.head_dim),
             ("move_slots", self.move_slots),
         ] {
-            if size == 0 {
-                return Err(ConfigError::new(field, size, "at least 1"));
-            }
+            init::check_size(field, size)?;
         }
         let activation = GateActivation::ScaledSigmoid(self.gate_scale);
         activation

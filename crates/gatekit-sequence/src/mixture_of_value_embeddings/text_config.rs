@@ -109,9 +109,7 @@ impl MoveTextConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         for (field, size) in [("vocab_size", self.vocab_size), ("n_layer", self.n_layer)] {
-            if size == 0 {
-                return Err(ConfigError::new(field, size, "at least 1"));
-            }
+            init::check_size(field, size)?;
         }
         if self.n_layer > MAX_LAYERS {
             return Err(ConfigError::new("n_layer", self.n_layer, format!("at most {MAX_LAYERS}")));

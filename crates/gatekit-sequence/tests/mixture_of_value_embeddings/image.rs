@@ -207,7 +207,7 @@ fn checkpoints_and_states_go_around() {
                 assert!(names.contains_key(name), "{name} is not among {:?}", names.keys());
             }
             assert_eq!(names["layers.0.feed_forward.w2.weight"].shape().to_vec(), [16, 24]);
-            save_pretrained(folder.path(), &model, &config, None).unwrap();
+            save_pretrained(folder.path(), &config, &model, None).unwrap();
             let (_, loaded) = load_pretrained::<MoveImageConfig>(folder.path(), &device).unwrap();
             let run = |model: &MoveImageModel| model.forward(codes(1, 8, &device), labels([1], &device));
             assert_eq!(values(&run(&loaded)), values(&run(&model)));

@@ -19,6 +19,7 @@ fn unusable_text_models_name_the_field() {
     let slots = |slots| ValueMemory::Global { slots };
     for (field, config) in [
         ("vocab_size", MoveTextConfig::new(0, 2, 4, 16)),
+        ("vocab_size", MoveTextConfig::new(usize::MAX, 2, 4, 16)),
         ("n_layer", MoveTextConfig::new(37, 0, 4, 16)),
         ("n_layer", MoveTextConfig::new(37, usize::MAX, 4, 16)),
         ("n_head", MoveTextConfig::new(37, 2, 0, 16)),
@@ -69,6 +70,7 @@ fn unusable_image_models_name_the_field() {
         ("grid_size", picture().with_grid_size(0)),
         ("grid_size", picture().with_grid_size(usize::MAX)),
         ("ffn_dim", picture().with_ffn_dim(Some(0))),
+        ("ffn_dim", picture().with_ffn_dim(Some(usize::MAX))),
         ("move_slots", picture().with_memory(ValueMemory::Global { slots: 0 })),
         ("value_memory", picture().with_value_memory(String::new())),
         ("gate_scale", picture().with_gate_scale(f64::INFINITY)),

@@ -271,7 +271,7 @@ fn checkpoints_go_around_under_published_names() {
     for device in devices() {
         for config in texts() {
             let model = lively_text(&config, &device);
-            save_pretrained(folder.path(), &model, &config, None).unwrap();
+            save_pretrained(folder.path(), &config, &model, None).unwrap();
             let (read, loaded) = load_pretrained::<MoveTextConfig>(folder.path(), &device).unwrap();
             assert_eq!(read.to_string(), config.to_string());
             let ids = tokens(1, 8, &device);
