@@ -107,7 +107,8 @@ fn run_router(case: &Case, device: &Device) -> Result<Vec<Produced>> {
                 Tensor::zeros([tokens, config.hidden_size], evaluation.device())
             }
         };
-        let routing = router.route(x, &inputs, Phase::Training)?;
+        // Given draws are used in either phase; what the case does not give is not drawn.
+        let routing = router.route(x, &inputs, Phase::Inference)?;
         if let (Some(logits), Some(scores)) = (routing.logits.clone(), routing.scores.clone()) {
             evaluation.output("logits", logits)?;
             evaluation.output("scores", scores)?;
@@ -135,7 +136,10 @@ impl ScaledExperts {
     }
 
     fn combined(&self, plan: &DispatchPlan, gathered: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-        let width = gathered.dims()[1];
+        let [rows, width] = gathered.dims();
+        if rows == 0 {
+            return plan.scatter_combine(gathered, weights);
+        }
         let scales: Vec<_> = (plan.tokens_per_expert().into_iter().enumerate())
             .filter(|(_, count)| *count > 0)
             .map(|(expert, count)| self.expert_scale.val().narrow(0, expert, 1).expand([count, width]))
@@ -282,7 +286,9 @@ fn run_moe_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
         let layer = evaluation.load_as(layer, &layout)?;
         let x = evaluation.float::<3>("x")?;
         let inputs = inputs(evaluation)?;
-        let (y, routing) = layer.forward_with(x, &inputs, Phase::Training)?;
+        // Experts overflow in training alone.
+        let phase = config.capacity_factor.map_or(Phase::Inference, |_| Phase::Training);
+        let (y, routing) = layer.forward_with(x, &inputs, phase)?;
         evaluation.bool_output("kept", routing.kept())?;
         if let Some(logits) = routing.logits {
             evaluation.output("router_logits", logits)?;

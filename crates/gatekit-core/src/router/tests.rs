@@ -5,7 +5,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use super::*;
 use crate::config::ModuleConfig;
 use crate::error::ConfigError;
-use crate::test_util::{assert_close, devices, float32, float64, ramp, values};
+use crate::test_util::{assert_close, devices, float32, ramp, values};
 use burn::module::Param;
 
 fn learned(config: &RouterConfig, weight: &[f64], device: &Device) -> LearnedRouter {
@@ -359,8 +359,6 @@ fn experts_choose_their_share() {
             assert_eq!(choice.coverage().iter().sum::<usize>(), 4 * need);
             assert_eq!(choice.plan().offsets()[4], 4 * need);
         }
-        let double = ExpertChoiceRouterConfig::new(2).with_num_experts(2).init(&device);
-        assert_eq!(double.route(float64(&ramp(4, 1.0), [2, 2], &device)).scores.dtype(), DType::F64);
     }
 }
 
