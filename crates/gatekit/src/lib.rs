@@ -18,6 +18,7 @@ pub mod prelude {
     pub use gatekit_core::{
         ConfigError, InputError, ModuleConfig,
         gate::GateActivation,
+        moe::{MoeLayer, MoeLayerConfig},
         norm::{GatedRmsNorm, GatedRmsNormConfig, RmsNorm, RmsNormConfig},
         sequence::{Boundaries, Packing},
     };

@@ -20,7 +20,7 @@ use gatekit::core::{
 use super::Row;
 use crate::{
     case::Case,
-    evaluation::{Evaluation, Produced, one_form},
+    evaluation::{Evaluation, Produced, once},
     failure::{Failure, Result},
     fields::Fields,
 };
@@ -83,7 +83,7 @@ fn with_table(evaluation: &mut Evaluation<'_>, router: Router) -> Result<Router>
 }
 
 fn run_router(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = router(evaluation, &mut fields)?;
         fields.finish()?;
@@ -155,7 +155,7 @@ struct ExpertChoiceLayer {
 }
 
 fn run_expert_choice(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = ExpertChoiceRouterConfig {
             hidden_size: fields.required("hidden_size")?,
@@ -183,7 +183,7 @@ fn run_expert_choice(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_losses(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let experts: usize = fields.required("num_experts")?;
         let k: usize = fields.required("num_experts_per_tok")?;
@@ -218,7 +218,7 @@ fn run_losses(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_dispatch(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let experts: usize = fields.required("num_experts")?;
         let factor: Option<f64> = fields.optional("capacity_factor")?;
@@ -248,7 +248,7 @@ fn run_dispatch(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_moe_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let router = router(evaluation, &mut fields)?;
         let config = MoeLayerConfig {
