@@ -1,5 +1,7 @@
 //! The configuration of any model, from and to the published `config.json`.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Device;
 use gatekit_core::checkpoint::{PretrainedConfig, TensorLayout, require};
 use gatekit_core::{ConfigError, ModuleConfig};
@@ -13,7 +15,9 @@ use crate::gla::GlaConfig;
 use crate::hybrid_linear_attention::HybridConfig;
 use crate::kimi_linear::KimiLinearConfig;
 use crate::mamba::MambaConfig;
+use crate::mixtral::MixtralConfig;
 use crate::mixture_of_value_embeddings::MoveTextConfig;
+use crate::qwen3_moe::Qwen3MoeConfig;
 use crate::qwen3_next::Qwen3NextConfig;
 use crate::softmax::SoftmaxConfig;
 use crate::transnormer::TransNormerConfig;
@@ -38,9 +42,6 @@ macro_rules! models {
         pub enum AutoConfig {
             $($(#[$attribute])* $variant($config),)+
         }
-
-        /// Every `model_type` that [`AutoConfig`] reads.
-        pub const MODEL_TYPES: &[&str] = &[$($($model_type,)*)+];
 
         const PUBLISHED: &[Published] = &[$($(
             Published {
@@ -110,8 +111,12 @@ models! {
     KimiLinear(KimiLinearConfig) = ["kimi_linear": "KimiLinearForCausalLM"],
     /// Mamba.
     Mamba(MambaConfig) = ["mamba": "MambaForCausalLM"],
+    /// Mixtral: softmax attention and experts.
+    Mixtral(MixtralConfig) = ["mixtral": "MixtralForCausalLM"],
     /// Softmax attention with a memory of values that all layers share.
     Move(MoveTextConfig) = ["move": "MoveForCausalLM"],
+    /// Qwen3-MoE: softmax attention and experts.
+    Qwen3Moe(Qwen3MoeConfig) = ["qwen3_moe": "Qwen3MoeForCausalLM"],
     /// Qwen3-Next: gated DeltaNet, gated attention, experts.
     Qwen3Next(Qwen3NextConfig) = ["qwen3_next": "Qwen3NextForCausalLM"],
     /// Softmax attention in every layer, as in flash-linear-attention's transformer.
@@ -150,6 +155,16 @@ impl PretrainedConfig for AutoConfig {
     }
 }
 
+/// Every `model_type` that [`AutoConfig`] reads, sorted.
+pub fn model_types() -> Vec<&'static str> {
+    names(|model| model.model_type)
+}
+
+fn names(of: impl Fn(&Published) -> &'static str) -> Vec<&'static str> {
+    let names: BTreeSet<&str> = PUBLISHED.iter().map(of).collect();
+    names.into_iter().collect()
+}
+
 fn published(json: &Value) -> Result<&'static Published, ConfigError> {
     if !json.is_object() {
         return Err(ConfigError::new("config", json, "a JSON object"));
@@ -163,12 +178,9 @@ fn published(json: &Value) -> Result<&'static Published, ConfigError> {
         _ => got == model.architecture,
     };
     PUBLISHED.iter().filter(known).find(|model| (model.holds)(json)).ok_or_else(|| {
-        let mut known: Vec<&str> = match field {
-            "model_type" => MODEL_TYPES.to_vec(),
-            _ => PUBLISHED.iter().map(|model| model.architecture).collect(),
-        };
-        known.dedup();
-        ConfigError::new(field, got, format!("one of {}", known.join(", ")))
+        let name =
+            |model: &Published| if field == "model_type" { model.model_type } else { model.architecture };
+        ConfigError::new(field, got, format!("one of {}", names(name).join(", ")))
     })
 }
 

@@ -18,7 +18,9 @@ use crate::hybrid_linear_attention::HybridForCausalLm;
 use crate::kimi_linear::KimiLinearForCausalLm;
 use crate::lm::{CausalLm, StreamingLm};
 use crate::mamba::MambaForCausalLm;
+use crate::mixtral::MixtralForCausalLm;
 use crate::mixture_of_value_embeddings::MoveTextModel;
+use crate::qwen3_moe::Qwen3MoeForCausalLm;
 use crate::qwen3_next::Qwen3NextForCausalLm;
 use crate::softmax::SoftmaxForCausalLm;
 use crate::transnormer::TransNormerLlm;
@@ -146,8 +148,12 @@ networks! {
     KimiLinear(KimiLinearForCausalLm),
     /// Mamba.
     Mamba(MambaForCausalLm),
+    /// Mixtral.
+    Mixtral(MixtralForCausalLm),
     /// Softmax attention with a memory of values that all layers share.
     Move(MoveTextModel),
+    /// Qwen3-MoE.
+    Qwen3Moe(Qwen3MoeForCausalLm),
     /// Qwen3-Next.
     Qwen3Next(Qwen3NextForCausalLm),
     /// Softmax attention.
