@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`affine_scaled`] | softmax attention whose weights are scaled and shifted |
 //! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
 //! | [`deepseek_v3`] | latent attention with rotary positions and experts chosen in groups |
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
@@ -49,6 +50,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod affine_scaled;
 pub mod auto;
 pub mod backbone;
 mod decoder_layout;
@@ -74,6 +76,9 @@ mod routed;
 pub mod softmax;
 pub mod transnormer;
 
+pub use affine_scaled::{
+    AffineScaledAttention, AffineScaledAttentionConfig, AffineScaledForCausalLm, AffineScaledModelConfig,
+};
 pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
