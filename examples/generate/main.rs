@@ -114,7 +114,10 @@ fn load(folder: &Path, device: &Device) -> Result<AutoModel, ExampleError> {
     let model = from_pretrained(folder, device)?;
     let name = model.config().name();
     let parameters = grouped(model.num_params());
-    say(format_args!("{name} with {parameters} parameters, loaded in {:.1} s\n", started.elapsed().as_secs_f64()));
+    say(format_args!(
+        "{name} with {parameters} parameters, loaded in {:.1} s\n",
+        started.elapsed().as_secs_f64()
+    ));
     Ok(model)
 }
 
@@ -236,8 +239,13 @@ mod tests {
         let mut file = gatekit::sequence::checkpoint::SafetensorsFile::open(&path).expect("opened");
         let length = |name: &str| file.shape(name).expect("a tensor")[1];
         let (given, whole) = (length("input_ids"), length("generated"));
-        let tokens: Vec<String> =
-            file.read("generated").expect("read").iter::<i64>().take(whole).map(|id| id.to_string()).collect();
+        let tokens: Vec<String> = file
+            .read("generated")
+            .expect("read")
+            .iter::<i64>()
+            .take(whole)
+            .map(|id| id.to_string())
+            .collect();
         let ids = tokens[..given].join(",");
         let flags = format!("--ids {ids} --temperature 0 --ignore-eos --max-new-tokens {}", whole - given);
         assert_eq!(output(&args(&flags, &folder)).expect("written"), format!("{}\n", tokens.join(" ")));
@@ -268,7 +276,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_named() {
-        let refused = |flags: &str, folder: &Path| output(&args(flags, folder)).expect_err("refused").to_string();
+        let refused =
+            |flags: &str, folder: &Path| output(&args(flags, folder)).expect_err("refused").to_string();
         assert!(refused("--ids 1", Path::new("nowhere")).contains("nowhere"));
         assert!(refused("--ids 96", &tiny("gla-tiny")).contains("96"));
         assert!(refused("--ids 1 --temperature -1", &tiny("gla-tiny")).contains("temperature"));
@@ -287,7 +296,8 @@ mod tests {
         let text = Text::read(&folder.path().join("tokenizer.json")).expect("read");
         let ids = text.ids("whether").expect("encoded");
         let list: Vec<String> = ids.iter().map(usize::to_string).collect();
-        let numbers = output(&args(&format!("--ids {} {flags}", list.join(",")), folder.path())).expect("written");
+        let numbers =
+            output(&args(&format!("--ids {} {flags}", list.join(",")), folder.path())).expect("written");
         let mut show = text.stream();
         let expected: String = numbers
             .split_whitespace()

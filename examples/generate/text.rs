@@ -18,7 +18,10 @@ impl Text {
 
     /// The tokens of a text, with those that the tokenizer puts around it.
     pub fn ids(&self, text: &str) -> Result<Vec<usize>, ExampleError> {
-        let encoding = self.0.encode(text, true).map_err(|error| ExampleError::unusable("the prompt", error.to_string()))?;
+        let encoding = self
+            .0
+            .encode(text, true)
+            .map_err(|error| ExampleError::unusable("the prompt", error.to_string()))?;
         Ok(encoding.get_ids().iter().map(|&id| id as usize).collect())
     }
 
@@ -27,7 +30,8 @@ impl Text {
     pub fn stream(&self) -> impl FnMut(usize) -> Result<String, ExampleError> + '_ {
         let mut stream = self.0.decode_stream(true);
         move |token| {
-            let unusable = |error: String| ExampleError::unusable("tokenizer.json", format!("token {token}: {error}"));
+            let unusable =
+                |error: String| ExampleError::unusable("tokenizer.json", format!("token {token}: {error}"));
             let token = u32::try_from(token).map_err(|error| unusable(error.to_string()))?;
             let text = stream.step(token).map_err(|error| unusable(error.to_string()))?;
             Ok(text.unwrap_or_default())

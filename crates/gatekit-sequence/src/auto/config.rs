@@ -8,6 +8,7 @@ use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::Value;
 
 use super::model::{AutoModel, AutoNetwork};
+use crate::affine_scaled::AffineScaledModelConfig;
 use crate::deepseek_v3::DeepseekV3Config;
 use crate::gated_associative_memory::GamConfig;
 use crate::gated_attention::GatedAttentionModelConfig;
@@ -34,7 +35,7 @@ struct Published {
 macro_rules! models {
     ($(
         $(#[$attribute:meta])*
-        $variant:ident($config:ty) = [$($model_type:literal: $architecture:literal $(if $holds:expr)?),* $(,)?],
+        $variant:ident($config:ty) $name:literal = [$($model_type:literal: $architecture:literal $(if $holds:expr)?),* $(,)?],
     )+) => {
         /// The configuration of an [`AutoModel`]: one variant a family of models.
         #[derive(Debug, Clone)]
@@ -59,6 +60,13 @@ macro_rules! models {
         })+
 
         impl AutoConfig {
+            /// What kind of model this is, for people.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)+
+                }
+            }
+
             fn network(&self, device: &Device) -> Result<AutoNetwork, ConfigError> {
                 match self {
                     $(Self::$variant(config) => config.try_init(device).map(AutoNetwork::$variant),)+
@@ -90,16 +98,19 @@ macro_rules! holds {
 }
 
 models! {
+    /// Softmax attention with scaled and shifted weights.
+    AffineScaled(AffineScaledModelConfig) "affine-scaled attention" =
+        ["affine_scaled_attention": "AffineScaledForCausalLM"],
     /// DeepSeek-V3: latent attention with rotary positions, experts chosen in groups.
-    DeepseekV3(DeepseekV3Config) = ["deepseek_v3": "DeepseekV3ForCausalLM"],
+    DeepseekV3(DeepseekV3Config) "DeepSeek-V3" = ["deepseek_v3": "DeepseekV3ForCausalLM"],
     /// Gated associative memory.
-    Gam(GamConfig) = ["gam": "GAM_Model"],
+    Gam(GamConfig) "gated associative memory" = ["gam": "GAM_Model"],
     /// Softmax attention with an output gate.
-    GatedAttention(GatedAttentionModelConfig) = ["qwen3": "Qwen3ForCausalLM"],
+    GatedAttention(GatedAttentionModelConfig) "gated attention" = ["qwen3": "Qwen3ForCausalLM"],
     /// Gated linear attention in every layer.
-    Gla(GlaConfig) = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
+    Gla(GlaConfig) "gated linear attention" = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
     /// The other linear layers of flash-linear-attention, and stacks of them with full attention.
-    Hybrid(HybridConfig) = [
+    Hybrid(HybridConfig) "hybrid linear attention" = [
         "retnet": "RetNetForCausalLM",
         "hgrn": "HGRNForCausalLM",
         "hgrn2": "HGRN2ForCausalLM",
@@ -108,21 +119,21 @@ models! {
         "gla": "GLAForCausalLM",
     ],
     /// Kimi Linear: Kimi Delta Attention, latent attention, experts.
-    KimiLinear(KimiLinearConfig) = ["kimi_linear": "KimiLinearForCausalLM"],
+    KimiLinear(KimiLinearConfig) "Kimi Linear" = ["kimi_linear": "KimiLinearForCausalLM"],
     /// Mamba.
-    Mamba(MambaConfig) = ["mamba": "MambaForCausalLM"],
+    Mamba(MambaConfig) "Mamba" = ["mamba": "MambaForCausalLM"],
     /// Mixtral: softmax attention and experts.
-    Mixtral(MixtralConfig) = ["mixtral": "MixtralForCausalLM"],
+    Mixtral(MixtralConfig) "Mixtral" = ["mixtral": "MixtralForCausalLM"],
     /// Softmax attention with a memory of values that all layers share.
-    Move(MoveTextConfig) = ["move": "MoveForCausalLM"],
+    Move(MoveTextConfig) "mixture of value embeddings" = ["move": "MoveForCausalLM"],
     /// Qwen3-MoE: softmax attention and experts.
-    Qwen3Moe(Qwen3MoeConfig) = ["qwen3_moe": "Qwen3MoeForCausalLM"],
+    Qwen3Moe(Qwen3MoeConfig) "Qwen3-MoE" = ["qwen3_moe": "Qwen3MoeForCausalLM"],
     /// Qwen3-Next: gated DeltaNet, gated attention, experts.
-    Qwen3Next(Qwen3NextConfig) = ["qwen3_next": "Qwen3NextForCausalLM"],
+    Qwen3Next(Qwen3NextConfig) "Qwen3-Next" = ["qwen3_next": "Qwen3NextForCausalLM"],
     /// Softmax attention in every layer, as in flash-linear-attention's transformer.
-    Transformer(SoftmaxConfig) = ["transformer": "TransformerForCausalLM"],
+    Transformer(SoftmaxConfig) "softmax attention" = ["transformer": "TransformerForCausalLM"],
     /// TransNormerLLM: Lightning attention.
-    TransNormer(TransNormerConfig) = ["transnormer": "TransnormerForCausalLM"],
+    TransNormer(TransNormerConfig) "TransNormerLLM" = ["transnormer": "TransnormerForCausalLM"],
 }
 
 impl ModuleConfig for AutoConfig {

@@ -10,6 +10,7 @@ use gatekit_core::checkpoint::{CheckpointError, save_pretrained};
 
 use super::config::AutoConfig;
 use super::state::{AutoState, Held};
+use crate::affine_scaled::AffineScaledForCausalLm;
 use crate::deepseek_v3::DeepseekV3ForCausalLm;
 use crate::gated_associative_memory::GamLm;
 use crate::gated_attention::GatedAttentionForCausalLm;
@@ -134,6 +135,8 @@ macro_rules! networks {
 }
 
 networks! {
+    /// Softmax attention with scaled and shifted weights.
+    AffineScaled(AffineScaledForCausalLm),
     /// DeepSeek-V3.
     DeepseekV3(DeepseekV3ForCausalLm),
     /// Gated associative memory.
