@@ -24,6 +24,7 @@ pub mod prelude {
     pub use gatekit_sequence::{
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         lm::{CausalLm, StreamState, StreamingLm},
+        mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
     };
 }
 
