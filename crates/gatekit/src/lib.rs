@@ -23,8 +23,12 @@ pub mod prelude {
     };
     pub use gatekit_sequence::{
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
+        hybrid_linear_attention::{
+            HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
+        },
         lm::{CausalLm, StreamState, StreamingLm},
         mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
+        qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
     };
 }
 

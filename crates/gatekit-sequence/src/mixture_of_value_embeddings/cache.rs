@@ -12,7 +12,7 @@ use crate::backbone::{
 /// Latents and shared keys of the tokens so far: the state of
 /// [`MoveLatentAttention`](super::MoveLatentAttention).
 #[derive(Debug, Clone)]
-pub struct LatentCache {
+pub struct MoveLatentCache {
     /// Mixed latents, `[batch, tokens, d_c]`.
     pub mixed: Tensor<3>,
     /// Plain latents, `[batch, tokens, d_c]`, where the keys are made of them.
@@ -23,7 +23,7 @@ pub struct LatentCache {
     pub position: usize,
 }
 
-impl LatentCache {
+impl MoveLatentCache {
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.mixed.dims()[1]
@@ -85,7 +85,7 @@ pub enum MoveCache {
     /// Of [`MoveAttention`](super::MoveAttention).
     Full(KvCache),
     /// Of [`MoveLatentAttention`](super::MoveLatentAttention).
-    Latent(LatentCache),
+    Latent(MoveLatentCache),
 }
 
 impl MoveCache {
@@ -138,7 +138,7 @@ impl MixerState for MoveCache {
     fn to_device(self, device: &Device) -> Self {
         match self {
             Self::Full(cache) => Self::Full(cache.to_device(device)),
-            Self::Latent(cache) => Self::Latent(LatentCache {
+            Self::Latent(cache) => Self::Latent(MoveLatentCache {
                 mixed: cache.mixed.to_device(device),
                 plain: cache.plain.map(|plain| plain.to_device(device)),
                 rotated: cache.rotated.to_device(device),
@@ -187,7 +187,7 @@ impl MixerState for MoveCache {
         }
         match position.as_slice::<i64>() {
             Ok(&[position]) if usize::try_from(position).is_ok_and(|position| position >= held) => {
-                Ok(Self::Latent(LatentCache { mixed, plain, rotated, position: position as usize }))
+                Ok(Self::Latent(MoveLatentCache { mixed, plain, rotated, position: position as usize }))
             }
             _ => {
                 let (got, need) =

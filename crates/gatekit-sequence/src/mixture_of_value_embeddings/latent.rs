@@ -12,7 +12,7 @@ use gatekit_core::{ConfigError, ModuleConfig};
 use serde::{Deserialize, Serialize};
 
 use super::attention::{EPSILON, Heads, check_epsilon, mixed, options, rotation};
-use super::cache::LatentCache;
+use super::cache::MoveLatentCache;
 use super::init;
 use super::mixer::{ValueMixer, ValueMixerConfig};
 
@@ -183,10 +183,10 @@ impl MoveLatentAttention {
     }
 
     /// The cache before the first token.
-    pub fn empty_cache(&self, batch: usize, device: &Device) -> LatentCache {
+    pub fn empty_cache(&self, batch: usize, device: &Device) -> MoveLatentCache {
         let empty = |channels| Tensor::zeros([batch, 0, channels], device);
         let latent = self.w_ukv.weight.lazy_shape()[0];
-        LatentCache {
+        MoveLatentCache {
             mixed: empty(latent),
             plain: (self.latent_target == LatentTarget::V).then(|| empty(latent)),
             rotated: empty(self.rotated),
@@ -203,8 +203,8 @@ impl MoveLatentAttention {
         &self,
         x: Tensor<3>,
         memory: Option<Tensor<4>>,
-        cache: LatentCache,
-    ) -> (Tensor<3>, LatentCache) {
+        cache: MoveLatentCache,
+    ) -> (Tensor<3>, MoveLatentCache) {
         let (q, latents) = self.project(x, memory, Place::At(cache.position));
         let cache = cache.extended(latents);
         let y = self.attend(q, &cache, None);
@@ -220,14 +220,19 @@ impl MoveLatentAttention {
         &self,
         x: Tensor<2>,
         memory: Option<Tensor<4>>,
-        cache: LatentCache,
-    ) -> (Tensor<2>, LatentCache) {
+        cache: MoveLatentCache,
+    ) -> (Tensor<2>, MoveLatentCache) {
         let (y, cache) = self.prefill(x.unsqueeze_dim(1), memory, cache);
         (y.squeeze_dim(1), cache)
     }
 
     /// Queries, and what a cache holds of the tokens.
-    fn project(&self, x: Tensor<3>, memory: Option<Tensor<4>>, place: Place<'_>) -> (Tensor<4>, LatentCache) {
+    fn project(
+        &self,
+        x: Tensor<3>,
+        memory: Option<Tensor<4>>,
+        place: Place<'_>,
+    ) -> (Tensor<4>, MoveLatentCache) {
         let [batch, time, _] = x.dims();
         let ([latent, _], groups) = (self.w_ukv.weight.val().dims(), self.latent_groups);
         let query_latent = self.w_uq.weight.lazy_shape()[0];
@@ -258,11 +263,11 @@ impl MoveLatentAttention {
         let q = Tensor::cat(vec![q.narrow(3, 0, unrotated), turned], 3);
         let rotated = rotate(k_r.unsqueeze_dim(2)).squeeze_dim(2);
         let plain = (self.latent_target == LatentTarget::V).then_some(plain);
-        (rms_normalize(q, self.norm_eps), LatentCache { mixed, plain, rotated, position: time })
+        (rms_normalize(q, self.norm_eps), MoveLatentCache { mixed, plain, rotated, position: time })
     }
 
     /// Attention of the queries over what `held` describes.
-    fn attend(&self, q: Tensor<4>, held: &LatentCache, boundaries: Option<&Boundaries>) -> Tensor<3> {
+    fn attend(&self, q: Tensor<4>, held: &MoveLatentCache, boundaries: Option<&Boundaries>) -> Tensor<3> {
         let [batch, time, heads, dim] = q.dims();
         let keys = held.len();
         let unrotated = dim - self.rotated;

@@ -108,13 +108,17 @@ impl ValueMixer {
     /// As there.
     pub fn mix(&self, gates: Tensor<4>, v: Tensor<4>, memory: Tensor<5>) -> Tensor<4> {
         self.check_memory(&v, &memory).unwrap_or_else(|error| panic!("ValueMixer: {error}"));
-        let dtype = v.dtype();
-        if !self.gate_standard {
-            return v + gated_sum(gates, memory);
-        }
-        let standard = gates.clone().narrow(3, 0, 1);
-        let kept = (v.cast(standard.dtype()) * standard).cast(dtype);
-        kept + gated_sum(gates.narrow(3, 1, self.slots()), memory)
+        // Gates are in at least float32; so is the sum, which is rounded once.
+        let (dtype, wide) = (v.dtype(), gates.dtype());
+        let (v, memory) = (v.cast(wide), memory.cast(wide));
+        let mixed = match self.gate_standard {
+            true => {
+                let standard = gates.clone().narrow(3, 0, 1);
+                v * standard + gated_sum(gates.narrow(3, 1, self.slots()), memory)
+            }
+            false => v + gated_sum(gates, memory),
+        };
+        mixed.cast(dtype)
     }
 
     /// Checks a memory against the mixer and the values it is mixed into.

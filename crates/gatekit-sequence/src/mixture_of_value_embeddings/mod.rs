@@ -58,7 +58,7 @@ mod training;
 
 pub use attention::{MoveAttention, MoveAttentionConfig};
 pub use bank::{ValueEmbeddingBank, ValueEmbeddingBankConfig};
-pub use cache::{LatentCache, MoveCache};
+pub use cache::{MoveCache, MoveLatentCache};
 pub use image::{MoveImageBlock, MoveImageModel, MoveImageState};
 pub use image_attention::{MoveImageAttention, MoveImageAttentionConfig};
 pub use image_config::MoveImageConfig;

@@ -1,7 +1,7 @@
 //! The bank, the mixer and the attention layers.
 
-use burn::module::Param;
-use burn::tensor::{Device, Int, Tensor};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Int, Tensor};
 use gatekit_core::ModuleConfig;
 use gatekit_core::sequence::Boundaries;
 use gatekit_sequence::mixture_of_value_embeddings::*;
@@ -88,6 +88,38 @@ fn open_and_closed_gates_are_exact() {
                 assert!(of_memory.iter().all(|value| *value == gate));
             }
         }
+    }
+}
+
+#[test]
+fn half_precision_mixes_in_float32() {
+    for device in devices().into_iter().filter(|device| device.supports_dtype(DType::F16)) {
+        // 2048 and 64 ones, one after the other, would stay 2048 in half precision.
+        let mixer = ValueMixerConfig::new(8, 1, 2, 64).init(&device);
+        let half = |value: f32, shape: [usize; 4]| Tensor::<4>::full(shape, value, &device).cast(DType::F16);
+        let memory = half(1.0, [1, 1, 64, 2]).unsqueeze_dim::<5>(3);
+        let x = noisy([1, 1, 8], 1, &device);
+        let got = mixer.mix(mixer.gates(x), half(2048.0, [1, 1, 1, 2]), memory);
+        assert_eq!(got.dtype(), DType::F16);
+        assert_eq!(got.to_data().iter::<f32>().collect::<Vec<_>>(), [2112.0; 2]);
+
+        let layer: MoveAttention =
+            enlivened(MoveAttentionConfig::new(16, 4).with_move_slots(Some(3)).init(&device));
+        let (x, memory) = (noisy([1, 6, 16], 2, &device), noisy([1, 6, 3, 4, 4], 3, &device));
+        let want = layer.forward(x.clone(), Some(memory.clone()), None);
+        let narrow: MoveAttention = layer.map(&mut Half);
+        let got = narrow.forward(x.cast(DType::F16), Some(memory.cast(DType::F16)), None);
+        assert_eq!(got.dtype(), DType::F16);
+        assert_close(&values(&got), &values(&want), 5e-3, "half precision");
+    }
+}
+
+/// Parameters in half precision.
+struct Half;
+
+impl ModuleMapper for Half {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.cast(DType::F16))
     }
 }
 

@@ -43,3 +43,15 @@ fn rotation_matches_its_equation_at_far_positions() {
         assert_eq!(packed[10..], values(rotary.apply(x_tensor.narrow(1, 1, 2), 0)));
     }
 }
+
+#[test]
+fn the_reversed_rotation_undoes_the_usual_one() {
+    let x = ramp(3 * 2 * 5, 1.0);
+    for device in devices() {
+        let rotary = RotaryEmbedding::new(4, 100.0).unwrap();
+        let input = float64(&x, [1, 3, 2, 5], &device);
+        let turned = rotary.apply(input, 7);
+        assert!(values(turned.clone()).iter().zip(&x).any(|(turned, x)| (turned - x).abs() > 0.1));
+        assert_close(&values(rotary.reversed().apply(turned, 7)), &x, 1e-12);
+    }
+}
