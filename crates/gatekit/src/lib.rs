@@ -28,6 +28,7 @@ pub mod prelude {
             HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
         },
         lm::{CausalLm, StreamState, StreamingLm},
+        mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
         qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
     };
 }
