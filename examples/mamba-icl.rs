@@ -56,6 +56,9 @@ const PLACEMENTS: [(&str, OutlierPlacement); 3] = [
 const CONTEXT: usize = 20;
 /// Shares of outliers in the table; the plot has all tenths.
 const SHARES: [f64; 3] = [0.5, 0.7, 0.8];
+/// Start of three layers' diagonals: the paper's 0.2, and steps as large as for one layer, let the products of three
+/// layers grow beyond all bounds.
+const STACK_SCALE: f64 = 0.05;
 /// Width of the real Mamba block.
 const WIDTH: usize = 64;
 
@@ -67,28 +70,27 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let experiment = &args.experiment;
     let device = experiment.device()?;
     let out = experiment.out_dir("mamba-icl")?;
-    let mut lab = Lab { device, tests: experiment.steps(2000, 200), probe: Probe::default() };
-    let (mut errors, mut placements) = (Results::new(), Results::new());
+    let mut lab = Lab::new(device, experiment.steps(2000, 200));
     for seed in experiment.seeds() {
         let prompts = OutlierPromptsConfig::new().with_seed(seed).try_init()?;
-        for (name, gating, learning_rate) in [("Mamba", Gating::Mamba, 0.5), ("linear", Gating::None, 0.05)] {
+        for (name, gating, learning_rate, stack_rate) in
+            [("Mamba", Gating::Mamba, 0.5, 0.05), ("linear", Gating::None, 0.05, 0.01)]
+        {
             let training = IclTrainingConfig::new()
                 .with_steps(experiment.steps(1000, 100))
                 .with_batch_size(experiment.steps(128, 32))
                 .with_learning_rate(learning_rate)
                 .with_seed(seed);
             let model = lab.predictor(name, gating, &training, &prompts)?;
-            lab.errors(name, &model, &prompts, seed, &mut errors)?;
+            lab.ask(name, &model, &prompts, seed)?;
             if gating == Gating::Mamba {
-                lab.gates(&model, &prompts, seed)?;
+                lab.look_at_gates(&model, &prompts, seed)?;
             }
-
-            let training = IclTrainingConfig::new()
-                .with_steps(experiment.steps(400, 5))
+            let training = training
+                .with_steps(experiment.steps(300, 5))
                 .with_batch_size(experiment.steps(64, 8))
-                .with_learning_rate(learning_rate / 10.0)
-                .with_seed(seed);
-            lab.placements(name, gating, &training, &prompts, &mut placements)?;
+                .with_learning_rate(stack_rate);
+            lab.three_layers(name, gating, &training, &prompts)?;
         }
         let training = Training {
             steps: experiment.steps(400, 10),
@@ -98,42 +100,37 @@ fn run(args: &Args) -> Result<(), ExampleError> {
             ..Training::default()
         };
         let block = lab.block(&training, experiment.steps(64, 8), &prompts, seed)?;
-        lab.errors("Mamba block", &block, &prompts, seed, &mut errors)?;
+        lab.ask("Mamba block", &block, &prompts, seed)?;
     }
 
     say("Error on unseen outliers, by their labels and share:\n");
-    say(selected(&errors).table());
-    say("Three layers, half of the examples outliers of random label: accuracy by their place:\n");
-    say(placements.table());
+    say(lab.table.table());
+    say("Three layers, half of the examples outliers: accuracy by their labels and place:\n");
+    say(lab.placements.table());
     say(compare_logits(args.checkpoint.as_deref(), &lab.device)?);
-    errors.write_csv(out.join("errors.csv"))?;
-    errors.write_json(out.join("results.json"))?;
-    placements.write_csv(out.join("placements.csv"))?;
-    error_plot(&errors).write_svg(out.join("mamba-icl.svg"))?;
-    lab.probe.gate_plot().write_svg(out.join("gates.svg"))?;
-    lab.probe.attention_plot().write_svg(out.join("attention.svg"))?;
+    lab.errors.write_csv(out.join("errors.csv"))?;
+    lab.table.write_json(out.join("results.json"))?;
+    lab.placements.write_csv(out.join("placements.csv"))?;
+    let plot = LinePlot::new("Error by the share of outliers", "share of outliers", "error");
+    with_means(plot, &lab.errors).write_svg(out.join("mamba-icl.svg"))?;
+    let plot =
+        LinePlot::new("Where the gate opens", "j-th nearest of its kind", "mean gate").with_log_y(true);
+    with_means(plot, &lab.gates).write_svg(out.join("gates.svg"))?;
+    let plot = LinePlot::new("Gated attention in training", "step", "sum over examples");
+    with_means(plot, &lab.attention).write_svg(out.join("attention.svg"))?;
     say(format!("Tables and plots are in {}", out.display()));
     Ok(())
 }
 
-/// Name of an error in the results.
-fn metric(labels: &str, share: f64) -> String {
-    format!("{labels} {share:.1}")
-}
-
-/// The shares of the table.
-fn selected(errors: &Results) -> Results {
-    let mut table = Results::new();
-    for variant in errors.variants() {
-        for (labels, _) in LABELS {
-            for metric in SHARES.map(|share| metric(labels, share)) {
-                for (seed, value) in errors.values(variant, &metric).into_iter().enumerate() {
-                    table.record(variant, &metric, seed as u64, value);
-                }
-            }
-        }
-    }
-    table
+/// A line a variant through the means over the seeds; the metrics are numbers. A plot holds seven lines apart.
+fn with_means(plot: LinePlot, results: &Results) -> LinePlot {
+    results.variants().into_iter().take(7).fold(plot, |plot, variant| {
+        let mut points: Vec<(f64, f64)> = (results.metrics().into_iter())
+            .filter_map(|metric| Some((metric.parse().ok()?, results.mean(variant, metric)?)))
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        plot.with_series(variant, points)
+    })
 }
 
 /// Trains and asks.
@@ -141,10 +138,23 @@ struct Lab {
     device: Device,
     /// Prompts of a measurement.
     tests: usize,
-    probe: Probe,
+    /// Errors of a model with one kind of labels; metric: the share of outliers.
+    errors: Results,
+    /// Some of these, a row a model.
+    table: Results,
+    placements: Results,
+    /// Metric: the distance from the query.
+    gates: Results,
+    /// Metric: the step.
+    attention: Results,
 }
 
 impl Lab {
+    fn new(device: Device, tests: usize) -> Self {
+        let [errors, table, placements, gates, attention] = std::array::from_fn(|_| Results::new());
+        Self { device, tests, errors, table, placements, gates, attention }
+    }
+
     /// One layer, trained by plain gradient descent; its attention is looked at on the way.
     fn predictor(
         &mut self,
@@ -173,7 +183,7 @@ impl Lab {
                         .filter(|(_, matches)| **matches == wanted)
                         .map(|(index, _)| terms[index / CONTEXT * (CONTEXT + 1) + index % CONTEXT])
                         .sum();
-                    self.probe.attention.record(
+                    self.attention.record(
                         &format!("{name}, {what}"),
                         &step.to_string(),
                         training.seed,
@@ -210,20 +220,22 @@ impl Lab {
     }
 
     /// The error by labels and share of the outliers.
-    fn errors(
-        &self,
+    fn ask(
+        &mut self,
         name: &str,
         model: &impl ContextLearner,
         prompts: &OutlierPrompts,
         seed: u64,
-        results: &mut Results,
     ) -> Result<(), ConfigError> {
         for (labels, outlier_labels) in LABELS {
             for tenth in 0..10 {
                 let share = f64::from(tenth) / 10.0;
                 let distribution = PromptDistribution::test(share, outlier_labels);
                 let error = self.error(model, prompts, &distribution, seed)?;
-                results.record(name, &metric(labels, share), seed, error);
+                self.errors.record(&format!("{name}, {labels}"), &share.to_string(), seed, error);
+                if SHARES.contains(&share) {
+                    self.table.record(name, &format!("{labels} {share}"), seed, error);
+                }
             }
         }
         Ok(())
@@ -242,7 +254,7 @@ impl Lab {
     }
 
     /// The mean gate of the j-th nearest clean example, and of the j-th nearest outlier.
-    fn gates(
+    fn look_at_gates(
         &mut self,
         model: &IclPredictor,
         prompts: &OutlierPrompts,
@@ -266,7 +278,7 @@ impl Lab {
             // Of the few prompts with more than that of one kind a mean says little.
             for (index, (sum, count)) in sums.into_iter().enumerate().take(CONTEXT / 2) {
                 if count > 0 {
-                    self.probe.gates.record(name, &(index + 1).to_string(), seed, sum / f64::from(count));
+                    self.gates.record(name, &(index + 1).to_string(), seed, sum / f64::from(count));
                 }
             }
         }
@@ -274,17 +286,17 @@ impl Lab {
     }
 
     /// Accuracy of three layers by the place of the outliers.
-    fn placements(
-        &self,
+    fn three_layers(
+        &mut self,
         name: &str,
         gating: Gating,
         training: &IclTrainingConfig,
         prompts: &OutlierPrompts,
-        results: &mut Results,
     ) -> Result<(), ConfigError> {
         let device = self.device.clone().autodiff();
         device.seed(training.seed);
-        let model = IclStackConfig::new().with_gating(gating).try_init(&device)?;
+        let model =
+            IclStackConfig::new().with_gating(gating).with_initial_scale(STACK_SCALE).try_init(&device)?;
         let bar = progress(training.steps, &format!("{name} x 3, seed {}", training.seed));
         let distribution = PromptDistribution::training().with_outlier_probability(0.4);
         let model = train(model, training, prompts, &distribution, &device, |_, loss, _| {
@@ -293,61 +305,15 @@ impl Lab {
         })?;
         bar.finish_and_clear();
         let model = model.valid();
-        for (place, placement) in PLACEMENTS {
-            let distribution = PromptDistribution::test(0.5, OutlierLabels::Random).with_placement(placement);
-            let error = self.error(&model, prompts, &distribution, training.seed)?;
-            results.record(name, place, training.seed, 1.0 - error);
+        for (labels, outlier_labels) in [LABELS[2], LABELS[0]] {
+            for (place, placement) in PLACEMENTS {
+                let distribution = PromptDistribution::test(0.5, outlier_labels).with_placement(placement);
+                let error = self.error(&model, prompts, &distribution, training.seed)?;
+                self.placements.record(name, &format!("{labels}, {place}"), training.seed, 1.0 - error);
+            }
         }
         Ok(())
     }
-}
-
-/// What was seen of gates and attention.
-#[derive(Default)]
-struct Probe {
-    /// Metric: the distance from the query.
-    gates: Results,
-    /// Metric: the step.
-    attention: Results,
-}
-
-impl Probe {
-    fn gate_plot(&self) -> LinePlot {
-        let plot =
-            LinePlot::new("Where the gate opens", "j, counted from the query", "mean gate").with_log_y(true);
-        with_means(plot, &self.gates)
-    }
-
-    fn attention_plot(&self) -> LinePlot {
-        let plot = LinePlot::new("Gated attention in training", "step", "sum over examples");
-        with_means(plot, &self.attention)
-    }
-}
-
-/// A line a variant through the means over the seeds; the metrics are numbers.
-fn with_means(plot: LinePlot, results: &Results) -> LinePlot {
-    results.variants().into_iter().fold(plot, |plot, variant| {
-        let mut points: Vec<(f64, f64)> = (results.metrics().into_iter())
-            .filter_map(|metric| Some((metric.parse().ok()?, results.mean(variant, metric)?)))
-            .collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        plot.with_series(variant, points)
-    })
-}
-
-/// The error by the share of outliers: both predictors with all labels, the block with flipped ones.
-fn error_plot(errors: &Results) -> LinePlot {
-    let plot = LinePlot::new("Error by the share of outliers", "share of outliers", "error");
-    errors.variants().into_iter().fold(plot, |plot, variant| {
-        let shown = if variant == "Mamba block" { 1 } else { LABELS.len() };
-        LABELS[..shown].iter().fold(plot, |plot, (labels, _)| {
-            let points = (0..10).filter_map(|tenth| {
-                let share = f64::from(tenth) / 10.0;
-                Some((share, errors.mean(variant, &metric(labels, share))?))
-            });
-            plot.with_series(&format!("{variant}, {labels}"), points)
-        })
-    })
 }
 
 /// The real block on prompts: rows in, the score of the last row out.

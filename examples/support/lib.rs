@@ -5,6 +5,7 @@
 //! | [`experiment`] | the flags that every experiment has |
 //! | [`training`] | AdamW under a warm-up and a cosine, step by step or all at once |
 //! | [`tasks`] | synthetic recall and copying, bytes of a text; accuracy and bits per byte |
+//! | [`curves`] | learning the bytes of a text, judged on the way |
 //! | [`results`] | measured values by variant, metric and seed: tables, CSV, JSON, bars |
 //! | [`progress`] | progress bars, lines for the person who watches |
 //! | [`error`] | what can stop an experiment |
@@ -52,6 +53,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod curves;
 pub mod error;
 pub mod experiment;
 pub mod progress;
@@ -59,6 +61,7 @@ pub mod results;
 pub mod tasks;
 pub mod training;
 
+pub use curves::{CurvePoint, TextTraining, learn_text, mean_curve};
 pub use error::{ExampleError, exit};
 pub use experiment::Experiment;
 pub use progress::{grouped, progress, say};

@@ -18,6 +18,7 @@ pub mod lrpe;
 pub mod memory_bank;
 pub mod mlp;
 pub mod moe;
+pub mod moving_average;
 pub mod norm;
 pub mod path_fusion;
 pub mod probe;

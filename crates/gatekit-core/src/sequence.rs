@@ -98,6 +98,20 @@ impl Packing {
     ///
     /// [`InputError`] when a row has no real token.
     pub fn from_mask(mask: &Tensor<2, Bool>) -> Result<Self, InputError> {
+        Self::read(mask, false)
+    }
+
+    /// As [`from_mask`](Self::from_mask), but a row may be without a real token: it is no segment, and 0
+    /// after [`unpack`](Self::unpack). Segment `i` is then the i-th row that has a token.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] when the whole batch has no real token.
+    pub fn from_mask_with_empty_rows(mask: &Tensor<2, Bool>) -> Result<Self, InputError> {
+        Self::read(mask, true)
+    }
+
+    fn read(mask: &Tensor<2, Bool>, empty_rows: bool) -> Result<Self, InputError> {
         let [batch, time] = mask.dims();
         let real: Vec<bool> = mask.to_data().iter::<bool>().collect();
         let count = real.iter().filter(|real| **real).count();
@@ -114,7 +128,11 @@ impl Packing {
                     scatter.push(count as i64);
                 }
             }
-            if cu_seqlens[row] == gather.len() {
+            let empty = cu_seqlens.last() == Some(&gather.len());
+            if empty && empty_rows {
+                continue;
+            }
+            if empty {
                 return Err(InputError::new(
                     "attention_mask",
                     format!("row {row} without a real token"),
@@ -122,6 +140,9 @@ impl Packing {
                 ));
             }
             cu_seqlens.push(gather.len());
+        }
+        if count == 0 {
+            return Err(InputError::new("attention_mask", "no real token", "at least one real token (true)"));
         }
         let device = mask.device();
         Ok(Self {
@@ -226,5 +247,13 @@ mod tests {
 
         let empty = Tensor::<2, Bool>::from_data([[false, false]], &device);
         assert!(Packing::from_mask(&empty).is_err());
+        assert!(Packing::from_mask_with_empty_rows(&empty).is_err());
+        let mask = Tensor::<2, Bool>::from_data([[false, false], [true, false], [false, false]], &device);
+        assert!(Packing::from_mask(&mask).is_err());
+        let packing = Packing::from_mask_with_empty_rows(&mask).unwrap();
+        assert_eq!(packing.boundaries().cu_seqlens(), [0, 1]);
+        let x = Tensor::<3>::from_data([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]]], &device);
+        let restored = packing.unpack(packing.pack(x)).to_data().try_to_vec::<f32>().unwrap();
+        assert_eq!(restored, [0.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
     }
 }

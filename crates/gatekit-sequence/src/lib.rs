@@ -4,19 +4,21 @@
 //! |---|---|
 //! | [`lm`] | what every language model does: logits, next-token loss, streaming with an explicit state |
 //! | [`backbone`] | the pre-norm stack that all of them share, generic over its [`TokenMixer`](backbone::TokenMixer) |
+//! | [`affine_scaled`] | softmax attention whose weights are scaled and shifted |
+//! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
 //! | [`deepseek_v3`] | latent attention with rotary positions and experts chosen in groups |
 //! | [`feed_forward`] | dense or sparse feed-forward layers |
 //! | [`gated_attention`] | softmax attention with an output gate, at five positions |
 //! | [`gated_associative_memory`] | gated associative memory: convolution, trained memory, gates |
-//! | [`gla`] | gated linear attention |
 //! | [`hybrid_linear_attention`] | RetNet, HGRN, HGRN2, DeltaNet and Gated DeltaNet layers, alone or in stacks with full attention |
+//! | [`qwen3_moe`] | Qwen3-MoE: softmax attention with normed heads and many small experts |
 //! | [`qwen3_next`] | Qwen3-Next: gated DeltaNet, gated attention, experts |
 //! | [`kimi_linear`] | Kimi Delta Attention in a hybrid stack with latent attention and experts |
 //! | [`recurrent`] | what layers with a recurrence share: their state, and how they become token mixers |
-//! | [`auto`] | any of the models, chosen by the `config.json` of a folder |
 //! | [`gla`] | gated linear attention |
 //! | [`mamba`] | Mamba: the selective state space, its block and its language model |
 //! | [`mamba_icl`] | what a selective gate learns in context: predictor, recurrence, prompts with outliers |
+//! | [`mixtral`] | Mixtral: softmax attention and eight experts, two a token |
 //! | [`mixture_of_value_embeddings`] | a value memory that all layers share |
 //! | [`softmax`] | softmax attention in the same backbone, to compare with |
 //! | [`transnormer`] | TransNormerLLM: Lightning attention, LRPE |
@@ -48,6 +50,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod affine_scaled;
 pub mod auto;
 pub mod backbone;
 mod decoder_layout;
@@ -64,13 +67,18 @@ pub mod lm;
 pub mod mamba;
 pub mod mamba_icl;
 mod mixer_enum;
+pub mod mixtral;
 pub mod mixture_of_value_embeddings;
+pub mod qwen3_moe;
 pub mod qwen3_next;
 pub mod recurrent;
 mod routed;
 pub mod softmax;
 pub mod transnormer;
 
+pub use affine_scaled::{
+    AffineScaledAttention, AffineScaledAttentionConfig, AffineScaledForCausalLm, AffineScaledModelConfig,
+};
 pub use auto::{AutoConfig, AutoModel, AutoState, from_pretrained};
 pub use backbone::CausalModel;
 pub use deepseek_v3::{DeepseekV3Config, DeepseekV3ForCausalLm};
@@ -89,7 +97,9 @@ pub use kimi_linear::{
 };
 pub use lm::{CausalLm, StreamState, StreamingLm};
 pub use mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig};
+pub use mixtral::{MixtralConfig, MixtralForCausalLm};
 pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
+pub use qwen3_moe::{Qwen3MoeConfig, Qwen3MoeForCausalLm};
 pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
 pub use transnormer::{TransNormerConfig, TransNormerLlm};

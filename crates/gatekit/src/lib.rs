@@ -23,7 +23,11 @@ pub mod prelude {
     };
     pub use gatekit_sequence::{
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
+        hybrid_linear_attention::{
+            HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
+        },
         lm::{CausalLm, StreamState, StreamingLm},
+        qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
     };
 }
 

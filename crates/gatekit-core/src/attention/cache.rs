@@ -39,11 +39,11 @@ impl KvCache {
         Self { keys: self.keys.to_device(device), values: self.values.to_device(device), ..self }
     }
 
-    /// Old and new tokens one after the other.
+    /// Old and new tokens one after the other; keys and values `[batch, time, kv_heads, head_dim]`.
     ///
     /// # Panics
     ///
-    /// When the batches differ.
+    /// When the shapes do not fit.
     pub fn extended(self, keys: Tensor<4>, values: Tensor<4>) -> Self {
         let position = self.position + keys.dims()[1];
         if self.is_empty() {

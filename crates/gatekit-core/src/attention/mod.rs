@@ -2,9 +2,11 @@
 //! key/value cache.
 //!
 //! [`causal_attention`] is the plain function, [`sink_attention`] the one with sinks,
-//! [`CausalAttention`] the layer with gates at every position ([`AttentionGateConfig`]),
-//! [`LatentAttention`] the layer with compressed keys and values.
+//! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
+//! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
+//! compressed keys and values.
 
+mod affine;
 mod cache;
 mod config;
 mod gate;
@@ -17,6 +19,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
+pub use affine::{BiasCount, affine_row_mass, affine_scaled_attention, affine_shift, causal_mean};
 pub use cache::KvCache;
 pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
 pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};

@@ -6,6 +6,8 @@
 mod capacity;
 mod grouped;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};

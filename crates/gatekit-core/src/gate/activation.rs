@@ -13,7 +13,7 @@ use crate::error::ConfigError;
 ///
 /// In configuration files it is its name: `"sigmoid"`, `"hardsigmoid"`, `"ns-sigmoid"`, `"tanh"`,
 /// `"swish"` (or `"silu"`), `"relu"`, `"identity"`; with a temperature `"sigmoid/0.5"`, `"tanh/2"`;
-/// with a scale `"2*sigmoid"`.
+/// with a scale `"2*sigmoid"`; with a width `"linear-clipping/5"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum GateActivation {
@@ -39,6 +39,9 @@ pub enum GateActivation {
     /// `scale sigmoid(z)`, in (0, scale); with scale 2 it lets pass unchanged at `z = 0` and can
     /// also amplify. The scale is above 0.
     ScaledSigmoid(f64),
+    /// `clamp(z / (2 w) + 1 / 2, 0, 1)`: exactly closed up to `-w` and exactly open from `w` on, straight
+    /// between. The width w is above 0. [`HardSigmoid`](Self::HardSigmoid) is that of width 3.
+    LinearClipping(f64),
 }
 
 impl GateActivation {
@@ -63,7 +66,8 @@ impl GateActivation {
         let unknown = || {
             let names: Vec<_> = Self::PLAIN.iter().map(Self::name).collect();
             let need = format!(
-                "one of {}, sigmoid or tanh over a temperature (sigmoid/0.5), or a scaled sigmoid (2*sigmoid)",
+                "one of {}, sigmoid or tanh over a temperature (sigmoid/0.5), a scaled sigmoid (2*sigmoid), or \
+                 linear-clipping with a width (linear-clipping/5)",
                 names.join(", ")
             );
             ConfigError::new("activation", format!("`{name}`"), need)
@@ -82,6 +86,7 @@ impl GateActivation {
                 match base.trim() {
                     "sigmoid" => Self::TemperedSigmoid(temperature),
                     "tanh" => Self::TemperedTanh(temperature),
+                    "linear-clipping" => Self::LinearClipping(temperature),
                     _ => return Err(unknown()),
                 }
             }
@@ -99,6 +104,7 @@ impl GateActivation {
             Self::Swish => "swish",
             Self::Relu => "relu",
             Self::Identity => "identity",
+            Self::LinearClipping(_) => "linear-clipping",
         }
     }
 
@@ -114,6 +120,7 @@ impl GateActivation {
                 (*temperature, "temperature")
             }
             Self::ScaledSigmoid(scale) => (*scale, "scale"),
+            Self::LinearClipping(width) => (*width, "width"),
             _ => return Ok(()),
         };
         match number > 0.0 && number.is_finite() {
@@ -135,6 +142,7 @@ impl GateActivation {
             Self::TemperedSigmoid(temperature) => sigmoid(logits.div_scalar(temperature)),
             Self::TemperedTanh(temperature) => logits.div_scalar(temperature).tanh(),
             Self::ScaledSigmoid(scale) => sigmoid(logits).mul_scalar(scale),
+            Self::LinearClipping(width) => logits.div_scalar(2.0 * width).add_scalar(0.5).clamp(0.0, 1.0),
         }
     }
 
@@ -156,8 +164,8 @@ impl fmt::Display for GateActivation {
         }
         formatter.write_str(self.name())?;
         match self {
-            Self::TemperedSigmoid(temperature) | Self::TemperedTanh(temperature) => {
-                write!(formatter, "/{temperature}")
+            Self::TemperedSigmoid(number) | Self::TemperedTanh(number) | Self::LinearClipping(number) => {
+                write!(formatter, "/{number}")
             }
             _ => Ok(()),
         }

@@ -22,6 +22,7 @@ fn by_hand(activation: GateActivation, z: f64) -> f64 {
         GateActivation::TemperedSigmoid(t) => logistic(z / t),
         GateActivation::TemperedTanh(t) => (z / t).tanh(),
         GateActivation::ScaledSigmoid(scale) => scale * logistic(z),
+        GateActivation::LinearClipping(width) => (z / (2.0 * width) + 0.5).clamp(0.0, 1.0),
     }
 }
 
@@ -30,6 +31,7 @@ fn all() -> Vec<GateActivation> {
         GateActivation::TemperedSigmoid(0.5),
         GateActivation::TemperedTanh(2.0),
         GateActivation::ScaledSigmoid(2.0),
+        GateActivation::LinearClipping(4.5),
     ];
     GateActivation::PLAIN.into_iter().chain(numbered).collect()
 }

@@ -27,6 +27,8 @@
 mod config;
 mod experts;
 mod layer;
+#[cfg(test)]
+mod tests;
 
 pub use config::{MoeLayerConfig, MoeLayout};
 pub use experts::SwiGluExperts;

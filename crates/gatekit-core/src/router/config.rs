@@ -9,6 +9,9 @@ use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::gate::sigmoid;
 
+/// More experts than any model has: a larger number in a configuration is a damaged file.
+const MAX_EXPERTS: usize = 1 << 16;
+
 /// How logits become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,6 +174,9 @@ impl RouterConfig {
             if size == 0 {
                 return Err(ConfigError::new(field, size, "at least 1"));
             }
+        }
+        if experts > MAX_EXPERTS {
+            return Err(ConfigError::new("num_experts", experts, format!("at most {MAX_EXPERTS}")));
         }
         if k == 0 || k > experts {
             return Err(ConfigError::new("num_experts_per_tok", k, format!("1 to num_experts = {experts}")));

@@ -25,6 +25,8 @@ mod load;
 mod losses;
 mod routing;
 mod select;
+#[cfg(test)]
+mod tests;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};

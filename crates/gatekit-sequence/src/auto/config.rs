@@ -6,8 +6,17 @@ use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::Value;
 
 use super::model::{AutoModel, AutoNetwork};
+use crate::deepseek_v3::DeepseekV3Config;
+use crate::gated_associative_memory::GamConfig;
+use crate::gated_attention::GatedAttentionModelConfig;
 use crate::gla::GlaConfig;
+use crate::hybrid_linear_attention::HybridConfig;
+use crate::kimi_linear::KimiLinearConfig;
+use crate::mamba::MambaConfig;
+use crate::mixture_of_value_embeddings::MoveTextConfig;
+use crate::qwen3_next::Qwen3NextConfig;
 use crate::softmax::SoftmaxConfig;
+use crate::transnormer::TransNormerConfig;
 
 /// A model among those that one `model_type` stands for.
 struct Published {
@@ -80,10 +89,35 @@ macro_rules! holds {
 }
 
 models! {
+    /// DeepSeek-V3: latent attention with rotary positions, experts chosen in groups.
+    DeepseekV3(DeepseekV3Config) = ["deepseek_v3": "DeepseekV3ForCausalLM"],
+    /// Gated associative memory.
+    Gam(GamConfig) = ["gam": "GAM_Model"],
+    /// Softmax attention with an output gate.
+    GatedAttention(GatedAttentionModelConfig) = ["qwen3": "Qwen3ForCausalLM"],
     /// Gated linear attention in every layer.
     Gla(GlaConfig) = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
+    /// The other linear layers of flash-linear-attention, and stacks of them with full attention.
+    Hybrid(HybridConfig) = [
+        "retnet": "RetNetForCausalLM",
+        "hgrn": "HGRNForCausalLM",
+        "hgrn2": "HGRN2ForCausalLM",
+        "delta_net": "DeltaNetForCausalLM",
+        "gated_deltanet": "GatedDeltaNetForCausalLM",
+        "gla": "GLAForCausalLM",
+    ],
+    /// Kimi Linear: Kimi Delta Attention, latent attention, experts.
+    KimiLinear(KimiLinearConfig) = ["kimi_linear": "KimiLinearForCausalLM"],
+    /// Mamba.
+    Mamba(MambaConfig) = ["mamba": "MambaForCausalLM"],
+    /// Softmax attention with a memory of values that all layers share.
+    Move(MoveTextConfig) = ["move": "MoveForCausalLM"],
+    /// Qwen3-Next: gated DeltaNet, gated attention, experts.
+    Qwen3Next(Qwen3NextConfig) = ["qwen3_next": "Qwen3NextForCausalLM"],
     /// Softmax attention in every layer, as in flash-linear-attention's transformer.
     Transformer(SoftmaxConfig) = ["transformer": "TransformerForCausalLM"],
+    /// TransNormerLLM: Lightning attention.
+    TransNormer(TransNormerConfig) = ["transnormer": "TransnormerForCausalLM"],
 }
 
 impl ModuleConfig for AutoConfig {

@@ -10,9 +10,18 @@ use gatekit_core::checkpoint::{CheckpointError, save_pretrained};
 
 use super::config::AutoConfig;
 use super::state::{AutoState, Held};
+use crate::deepseek_v3::DeepseekV3ForCausalLm;
+use crate::gated_associative_memory::GamLm;
+use crate::gated_attention::GatedAttentionForCausalLm;
 use crate::gla::GlaForCausalLm;
+use crate::hybrid_linear_attention::HybridForCausalLm;
+use crate::kimi_linear::KimiLinearForCausalLm;
 use crate::lm::{CausalLm, StreamingLm};
+use crate::mamba::MambaForCausalLm;
+use crate::mixture_of_value_embeddings::MoveTextModel;
+use crate::qwen3_next::Qwen3NextForCausalLm;
 use crate::softmax::SoftmaxForCausalLm;
+use crate::transnormer::TransNormerLlm;
 
 /// A language model of this crate, whichever it is, and its configuration.
 ///
@@ -95,6 +104,12 @@ macro_rules! networks {
                 }
             }
 
+            fn check_room(&self, state: &AutoState, tokens: usize) -> Result<(), InputError> {
+                match &self.network {
+                    $(AutoNetwork::$variant(model) => model.check_room(Held::seen(state)?, tokens),)+
+                }
+            }
+
             fn prefill(&self, input_ids: Tensor<2, Int>, state: AutoState) -> (Tensor<3>, AutoState) {
                 match &self.network {
                     $(AutoNetwork::$variant(model) => {
@@ -117,10 +132,28 @@ macro_rules! networks {
 }
 
 networks! {
+    /// DeepSeek-V3.
+    DeepseekV3(DeepseekV3ForCausalLm),
+    /// Gated associative memory.
+    Gam(GamLm),
+    /// Softmax attention with an output gate.
+    GatedAttention(GatedAttentionForCausalLm),
     /// Gated linear attention.
     Gla(GlaForCausalLm),
+    /// Other linear layers, and stacks of them with full attention.
+    Hybrid(HybridForCausalLm),
+    /// Kimi Linear.
+    KimiLinear(KimiLinearForCausalLm),
+    /// Mamba.
+    Mamba(MambaForCausalLm),
+    /// Softmax attention with a memory of values that all layers share.
+    Move(MoveTextModel),
+    /// Qwen3-Next.
+    Qwen3Next(Qwen3NextForCausalLm),
     /// Softmax attention.
     Transformer(SoftmaxForCausalLm),
+    /// TransNormerLLM.
+    TransNormer(TransNormerLlm),
 }
 
 fn take<S: Held>(state: AutoState) -> S {

@@ -7,9 +7,17 @@ use gatekit_core::InputError;
 use gatekit_core::checkpoint::{CheckpointError, SafetensorsFile};
 
 use crate::backbone::{MixerState, ModelState};
+use crate::deepseek_v3::DeepseekV3State;
+use crate::gated_associative_memory::GamState;
 use crate::gla::GlaState;
+use crate::hybrid_linear_attention::HybridState;
+use crate::kimi_linear::KimiLinearState;
 use crate::lm::StreamState;
+use crate::mamba::MambaModelState;
+use crate::mixture_of_value_embeddings::MoveTextState;
+use crate::qwen3_next::Qwen3NextState;
 use crate::softmax::SoftmaxState;
+use crate::transnormer::TransNormerState;
 
 /// A state that [`AutoState`] has a variant for.
 pub(super) trait Held: StreamState {
@@ -111,10 +119,26 @@ macro_rules! states {
 }
 
 states! {
+    /// DeepSeek-V3: the latents of all tokens.
+    LatentAttention(DeepseekV3State),
+    /// Gated associative memory: the last inputs of the convolutions.
+    Gam(GamState),
     /// Gated linear attention: a matrix a head.
     Gla(GlaState),
+    /// Hybrid stacks: a matrix a head, or keys and values.
+    Hybrid(HybridState),
+    /// Kimi Linear: a matrix a head, or latents.
+    KimiLinear(KimiLinearState),
+    /// Mamba: a vector a channel.
+    Mamba(MambaModelState),
+    /// Mixture of value embeddings: keys, values and what the memory adds.
+    Move(MoveTextState),
+    /// Qwen3-Next: a matrix a head, or keys and values.
+    Qwen3Next(Qwen3NextState),
     /// Softmax attention: the keys and values of all tokens.
     Softmax(SoftmaxState),
+    /// TransNormerLLM: a matrix a head.
+    TransNormer(TransNormerState),
 }
 
 /// What stands for a state's mixer in saved states.

@@ -7,7 +7,7 @@ use gatekit_core::checkpoint::{
 use serde_json::{Value, json};
 
 use super::model::DeepseekV3Config;
-use crate::decoder_layout::{llama_names, without_prediction_layers};
+use crate::decoder_layout::{llama_names, rope_theta, without_prediction_layers};
 
 const MODEL_TYPE: &str = "deepseek_v3";
 const ARCHITECTURE: &str = "DeepseekV3ForCausalLM";
@@ -56,29 +56,4 @@ impl PretrainedConfig for DeepseekV3Config {
         let layout = llama_names(sparse);
         without_prediction_layers(layout, self.num_hidden_layers, self.num_nextn_predict_layers)
     }
-}
-
-/// The base of the rotation where it is not at the top level; refuses rotations that are scaled.
-fn rope_theta(json: &Value) -> Result<Option<Value>, ConfigError> {
-    let mut theta = None;
-    for field in ["rope_scaling", "rope_parameters"] {
-        let parameters = &json[field];
-        if parameters.is_null() {
-            continue;
-        }
-        let Some(parameters) = parameters.as_object() else {
-            return Err(ConfigError::new(field, parameters, "a JSON object, or null"));
-        };
-        for name in ["rope_type", "type"] {
-            match parameters.get(name) {
-                None | Some(Value::Null) => {}
-                Some(kind) if kind == "default" => {}
-                Some(kind) => {
-                    return Err(ConfigError::new(format!("{field}.{name}"), kind, "default: no scaling"));
-                }
-            }
-        }
-        theta = parameters.get("rope_theta").filter(|value| !value.is_null()).cloned().or(theta);
-    }
-    Ok(theta)
 }

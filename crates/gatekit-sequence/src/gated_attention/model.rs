@@ -1,16 +1,17 @@
 //! The language model and its published form.
 
 use burn::config::Config;
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
 use gatekit_core::attention::{CausalAttention, GateLayout, KvCache, OutputGateKind};
 use gatekit_core::checkpoint::{
     PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
 };
-use gatekit_core::{ConfigError, ModuleConfig};
+use gatekit_core::probe::{AttentionDiagnostics, AttentionDiagnosticsConfig};
+use gatekit_core::{ConfigError, InputError, ModuleConfig};
 use serde_json::{Value, json};
 
 use super::layer::FusedGatedAttentionConfig;
-use crate::backbone::{BackboneSize, CausalModel, ModelState};
+use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
 
 /// The language model of gated attention: Qwen3's blocks with a gate behind each head's attention.
 pub type GatedAttentionForCausalLm = CausalModel<CausalAttention>;
@@ -108,6 +109,30 @@ impl ModuleConfig for GatedAttentionModelConfig {
     }
 }
 
+impl GatedAttentionForCausalLm {
+    /// What every layer did with `input_ids` `[batch, time]`, first to last: its sink, its gate, and the
+    /// residual stream behind its block. Costs a forward pass and the attention weights besides.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] as [`AttentionDiagnosticsConfig::measure`].
+    pub fn diagnose(
+        &self,
+        input_ids: Tensor<2, Int>,
+        config: &AttentionDiagnosticsConfig,
+    ) -> Result<Vec<AttentionDiagnostics>, InputError> {
+        let mut x = self.embed(input_ids);
+        let mut measured = Vec::with_capacity(self.model.layers.len());
+        for block in &self.model.layers {
+            let normed = block.attn_norm.forward(x.clone());
+            let (weights, scores) = (block.attn.weights(normed.clone()), block.attn.gate_scores(normed));
+            x = block.forward(x, &MixerContext::default());
+            measured.push(config.measure(weights, scores, x.clone())?);
+        }
+        Ok(measured)
+    }
+}
+
 const MODEL_TYPE: &str = "qwen3";
 const ARCHITECTURE: &str = "Qwen3ForCausalLM";
 /// How the checkpoints name the gate's granularity.
@@ -177,7 +202,7 @@ impl PretrainedConfig for GatedAttentionModelConfig {
     }
 
     fn layout(&self) -> TensorLayout {
-        let layout = decoder_layout()
+        let layout = decoder_layout(TensorLayout::default())
             .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
@@ -186,9 +211,9 @@ impl PretrainedConfig for GatedAttentionModelConfig {
     }
 }
 
-/// Llama's names for the tensors of a [`CausalModel`] with softmax attention.
-pub(crate) fn decoder_layout() -> TensorLayout {
-    TensorLayout::default()
+/// Llama's names for the tensors of a [`CausalModel`] with softmax attention, after what `layout` says.
+pub(crate) fn decoder_layout(layout: TensorLayout) -> TensorLayout {
+    layout
         .with_prefix("model.embeddings.", "model.embed_tokens.")
         .with_prefix("model.layers.{}.attn_norm.", "model.layers.{}.input_layernorm.")
         .with_prefix("model.layers.{}.mlp_norm.", "model.layers.{}.post_attention_layernorm.")

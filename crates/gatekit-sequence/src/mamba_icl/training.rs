@@ -29,13 +29,14 @@ pub fn hinge_loss(score: Tensor<1>, labels: Tensor<1>) -> Tensor<1> {
     margins(score, labels).neg().add_scalar(1.0).clamp_min(0.0).mean()
 }
 
-/// The share of scores of the wrong sign, `[1]`: of `z F < 0`. A score of 0 is not counted.
+/// The share of scores of the wrong sign, `[1]`: of `z F < 0`. A score of 0 is not counted, one that
+/// is NaN is.
 ///
 /// # Panics
 ///
 /// When the two differ in length.
 pub fn error_rate(score: Tensor<1>, labels: Tensor<1>) -> Tensor<1> {
-    margins(score, labels).lower_elem(0.0).float().mean()
+    margins(score, labels).greater_equal_elem(0.0).bool_not().float().mean()
 }
 
 /// `z F`.
@@ -127,7 +128,8 @@ impl IclTrainingConfig {
 /// Trains `model` on the hinge loss of fresh prompts by plain gradient descent.
 ///
 /// `device` is the model's, with autodiff. `after_step` is called after every step with its number,
-/// the loss before it, and the model after it.
+/// the loss before it, and the model after it. A loss that is not finite ends the training: its
+/// step is not taken.
 ///
 /// # Errors
 ///
@@ -147,9 +149,14 @@ pub fn train<M: ContextLearner>(
         let batch = prompts.draw(distribution, config.batch_size, &mut random)?;
         let loss = hinge_loss(model.score(batch.prompt(device)), batch.labels(device));
         let value = loss.clone().into_scalar::<f64>();
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = optimizer.step(config.learning_rate, model, gradients);
+        if value.is_finite() {
+            let gradients = GradientsParams::from_grads(loss.backward(), &model);
+            model = optimizer.step(config.learning_rate, model, gradients);
+        }
         after_step(step, value, &model);
+        if !value.is_finite() {
+            break;
+        }
     }
     Ok(model)
 }

@@ -6,6 +6,8 @@ use gatekit_core::checkpoint::{
 };
 use serde_json::{Value, json};
 
+use crate::decoder_layout::llama_names;
+
 use super::config::{Qwen3NextConfig, Qwen3NextLayer};
 
 const MODEL_TYPE: &str = "qwen3_next";
@@ -60,20 +62,14 @@ impl PretrainedConfig for Qwen3NextConfig {
 
     fn layout(&self) -> TensorLayout {
         let layout = self.experts().tensor_layout(TensorLayout::default(), "model.layers.{}.mlp.");
-        let layout = (self.layers().unwrap_or_default().iter().enumerate())
-            .fold(layout, |layout, (index, kind)| {
-                let published = match kind {
-                    Qwen3NextLayer::LinearAttention => "linear_attn",
-                    Qwen3NextLayer::FullAttention => "self_attn",
-                };
-                let of_layer = |name| format!("model.layers.{index}.{name}.");
-                layout.with_prefix(&of_layer("attn"), &of_layer(published))
-            })
-            .with_prefix("model.layers.{}.attn_norm.", "model.layers.{}.input_layernorm.")
-            .with_prefix("model.layers.{}.mlp_norm.", "model.layers.{}.post_attention_layernorm.")
-            .with_prefix("model.embeddings.", "model.embed_tokens.")
-            // Heads that predict further tokens, which released models carry along.
-            .with_ignored("mtp.");
+        let layers = self.layers().unwrap_or_default();
+        let linear = layers.iter().enumerate().filter(|(_, kind)| **kind == Qwen3NextLayer::LinearAttention);
+        let layout = linear.fold(layout, |layout, (index, _)| {
+            let of_layer = |name| format!("model.layers.{index}.{name}.");
+            layout.with_prefix(&of_layer("attn"), &of_layer("linear_attn"))
+        });
+        // Released models carry heads along that predict further tokens.
+        let layout = llama_names(layout).with_ignored("mtp.");
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
             false => layout,

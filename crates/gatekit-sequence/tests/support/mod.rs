@@ -1,6 +1,7 @@
 //! What the tests of this crate share.
 #![allow(dead_code, reason = "every test target uses its own part")]
 
+pub mod decoders;
 pub mod hybrid;
 
 use burn::module::Module;

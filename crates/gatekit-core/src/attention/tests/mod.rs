@@ -1,3 +1,4 @@
+mod affine;
 mod gate;
 mod layer;
 mod rotary;

@@ -1,0 +1,59 @@
+//! The published configuration and checkpoint.
+
+use gatekit_core::ConfigError;
+use gatekit_core::checkpoint::{
+    PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
+};
+use serde_json::{Value, json};
+
+use super::model::Qwen3MoeConfig;
+use crate::decoder_layout::{llama_names, rope_theta};
+
+const MODEL_TYPE: &str = "qwen3_moe";
+const ARCHITECTURE: &str = "Qwen3MoeForCausalLM";
+
+/// What newer files call the number of experts.
+const NUM_LOCAL_EXPERTS: &str = "num_local_experts";
+
+impl PretrainedConfig for Qwen3MoeConfig {
+    /// Reads a `config.json` as released or as the transformers library saves it (where the
+    /// rotation's base is in `rope_parameters` and the experts are `num_local_experts`). Refused are
+    /// scaled rotations, quantised weights and other activations than SiLU.
+    fn from_published(json: &Value) -> Result<Self, ConfigError> {
+        check_architecture(json, MODEL_TYPE, ARCHITECTURE)?;
+        require(json, "hidden_act", &["silu".into(), "swish".into()])?;
+        require(json, "quantization_config", &[])?;
+        let mut json = json.clone();
+        if let Some(theta) = rope_theta(&json)? {
+            json["rope_theta"] = theta;
+        }
+        let local = json[NUM_LOCAL_EXPERTS].take();
+        if !local.is_null() {
+            if !json["num_experts"].is_null() && json["num_experts"] != local {
+                let need = format!("num_experts = {}", json["num_experts"]);
+                return Err(ConfigError::new(NUM_LOCAL_EXPERTS, local, need));
+            }
+            json["num_experts"] = local;
+        }
+        config_from_json(&Self::new(151_936, 2048, 48), &json)
+    }
+
+    fn to_published(&self) -> Value {
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        json["model_type"] = json!(MODEL_TYPE);
+        json["architectures"] = json!([ARCHITECTURE]);
+        json["hidden_act"] = json!("silu");
+        json[NUM_LOCAL_EXPERTS] = json!(self.num_experts);
+        json["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": self.rope_theta });
+        json
+    }
+
+    fn layout(&self) -> TensorLayout {
+        let experts = self.experts().tensor_layout(TensorLayout::default(), "model.layers.{}.mlp.");
+        let layout = llama_names(experts);
+        match self.tie_word_embeddings {
+            true => layout.with_ignored("lm_head."),
+            false => layout,
+        }
+    }
+}
