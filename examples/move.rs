@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     entities: Option<u32>,
     /// Learning rates of the text models, as a share of the paper's recipe
-    #[arg(long, value_name = "X", default_value_t = 0.3)]
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
     rate: f64,
 }
 
