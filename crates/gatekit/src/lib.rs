@@ -22,12 +22,14 @@ pub mod prelude {
         sequence::{Boundaries, Packing},
     };
     pub use gatekit_sequence::{
+        gated_associative_memory::{GamConfig, GamLm},
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         hybrid_linear_attention::{
             HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
         },
         lm::{CausalLm, StreamState, StreamingLm},
         qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
+        transnormer::{TransNormerConfig, TransNormerLlm},
     };
 }
 
