@@ -23,6 +23,7 @@ pub mod prelude {
         sequence::{Boundaries, Packing},
     };
     pub use gatekit_sequence::{
+        gated_associative_memory::{GamConfig, GamLm},
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         hybrid_linear_attention::{
             HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
@@ -30,6 +31,7 @@ pub mod prelude {
         lm::{CausalLm, StreamState, StreamingLm},
         mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
         qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
+        transnormer::{TransNormerConfig, TransNormerLlm},
     };
 }
 
