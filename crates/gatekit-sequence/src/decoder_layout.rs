@@ -2,6 +2,9 @@
 
 use gatekit_core::ConfigError;
 use gatekit_core::checkpoint::TensorLayout;
+
+/// More layers for further tokens than any model has.
+const MAX_PREDICTION_LAYERS: usize = 64;
 use serde_json::Value;
 
 /// Adds the names of the Llama family to `layout`: `model.embed_tokens`, `self_attn`,
@@ -62,4 +65,13 @@ pub(crate) fn attention_field(error: ConfigError) -> ConfigError {
         field => field,
     };
     ConfigError { field: field.to_string(), ..error }
+}
+
+/// Refuses a number of such layers that no model has.
+pub(crate) fn check_prediction_layers(num_nextn_predict_layers: usize) -> Result<(), ConfigError> {
+    if num_nextn_predict_layers > MAX_PREDICTION_LAYERS {
+        let need = format!("at most {MAX_PREDICTION_LAYERS}");
+        return Err(ConfigError::new("num_nextn_predict_layers", num_nextn_predict_layers, need));
+    }
+    Ok(())
 }
