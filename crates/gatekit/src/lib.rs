@@ -18,6 +18,7 @@ pub mod prelude {
     pub use gatekit_core::{
         ConfigError, InputError, ModuleConfig,
         gate::GateActivation,
+        moe::{MoeLayer, MoeLayerConfig},
         norm::{GatedRmsNorm, GatedRmsNormConfig, RmsNorm, RmsNormConfig},
         sequence::{Boundaries, Packing},
     };
@@ -28,6 +29,7 @@ pub mod prelude {
             HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
         },
         lm::{CausalLm, StreamState, StreamingLm},
+        mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
         qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
         transnormer::{TransNormerConfig, TransNormerLlm},
     };
