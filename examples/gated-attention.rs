@@ -31,17 +31,22 @@ use rand::rngs::StdRng;
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
+    /// Layers of the models
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=100))]
+    layers: u64,
+    /// Steps of the training
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(20..))]
+    steps: u64,
 }
 
 const WIDTH: usize = 64;
-const LAYERS: usize = 3;
 const HEADS: usize = 4;
 /// Sequences of a step, of the measurements, and their tokens.
 const BATCH: usize = 16;
 const TESTS: usize = 64;
 const TIME: usize = 48;
-/// Learning rates that are tried, the third the one of the table.
-const RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
+/// Learning rates of the shorter trainings.
+const RATES: [f64; 3] = [1e-2, 3e-2, 1e-1];
 const RATE: f64 = 3e-3;
 
 /// The variants and their gates.
@@ -54,10 +59,12 @@ const VARIANTS: [(&str, GatePosition, GateGranularity, GateActivation); 5] = [
 ];
 
 fn main() -> ExitCode {
-    gatekit_examples::exit(run(&Args::parse().experiment))
+    gatekit_examples::exit(run(&Args::parse()))
 }
 
-fn run(experiment: &Experiment) -> Result<(), ExampleError> {
+fn run(args: &Args) -> Result<(), ExampleError> {
+    let experiment = &args.experiment;
+    let (layer_count, steps) = (args.layers as usize, args.steps as usize);
     let device = experiment.device()?;
     let out = experiment.out_dir("gated-attention")?;
     let task = BackCopy::new();
@@ -66,8 +73,8 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
     let mut histogram = LinePlot::new("Gate scores, first seed", "score", "share of scores");
     for seed in experiment.seeds() {
         for variant in VARIANTS {
-            let training = training(experiment.steps(600, 12), RATE);
-            let (model, losses) = trained(variant, &task, &training, seed, &device)?;
+            let training = training(experiment.steps(steps, 12), RATE);
+            let (model, losses) = trained(variant, layer_count, &task, &training, seed, &device)?;
             measure(variant.0, &model, &task, seed, &device, (&mut results, &mut layers))?;
             if Some(seed) == experiment.seeds().next() {
                 curves = curves.with_series(variant.0, smoothed(&losses));
@@ -80,8 +87,8 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
     // Each learning rate once, in a shorter training.
     for rate in RATES.iter().take(experiment.steps(RATES.len(), 2)) {
         for variant in VARIANTS {
-            let training = training(experiment.steps(200, 6), *rate);
-            let (model, _) = trained(variant, &task, &training, experiment.seed, &device)?;
+            let training = training(experiment.steps(150, 6), *rate);
+            let (model, _) = trained(variant, layer_count, &task, &training, experiment.seed, &device)?;
             let (inputs, labels, _) = task.batch(TESTS, &mut tasks::random(1), &device);
             let loss = model.loss(model.forward(inputs, None), labels)?.into_scalar::<f64>();
             rates.record(variant.0, &format!("rate {rate}"), experiment.seed, loss);
@@ -114,12 +121,12 @@ fn training(steps: usize, learning_rate: f64) -> Training {
 
 type Variant = (&'static str, GatePosition, GateGranularity, GateActivation);
 
-fn model(variant: Variant, device: &Device) -> Result<GatedAttentionForCausalLm, ConfigError> {
+fn model(variant: Variant, layers: usize, device: &Device) -> Result<GatedAttentionForCausalLm, ConfigError> {
     let (_, position, granularity, activation) = variant;
     let size = BackboneSize {
         vocab_size: BackCopy::VOCABULARY,
         hidden_size: WIDTH,
-        num_hidden_layers: LAYERS,
+        num_hidden_layers: layers,
         intermediate_size: Some(2 * WIDTH),
         hidden_ratio: 4.0,
         norm_eps: 1e-6,
@@ -134,13 +141,14 @@ fn model(variant: Variant, device: &Device) -> Result<GatedAttentionForCausalLm,
 
 fn trained(
     variant: Variant,
+    layers: usize,
     task: &BackCopy,
     training: &Training,
     seed: u64,
     device: &Device,
 ) -> Result<(GatedAttentionForCausalLm, Vec<f64>), ExampleError> {
     device.seed(seed);
-    let model = model(variant, device)?;
+    let model = model(variant, layers, device)?;
     let mut random = tasks::random(seed);
     let bar = progress(training.steps, &format!("{} {:.0e}", variant.0, training.learning_rate));
     let training_device = device.clone().autodiff();
@@ -218,8 +226,8 @@ fn smoothed(losses: &[f64]) -> Vec<(f64, f64)> {
     losses.chunks(10).enumerate().map(mean).collect()
 }
 
-/// Sequences that begin with a fixed token and go on as a chain: every token has four likely successors. After one of
-/// the trigger tokens stands the token before it.
+/// Sequences that begin with a fixed token and go on as a chain: every token has four likely successors. In between
+/// stand trigger tokens, and behind each of them once more the token before it.
 struct BackCopy {
     successors: Vec<[usize; 4]>,
 }
@@ -228,10 +236,13 @@ impl BackCopy {
     const VOCABULARY: usize = 32;
     /// Token 0 is the fixed first one; these are the triggers.
     const TRIGGERS: std::ops::RangeInclusive<usize> = 1..=3;
+    /// How likely a trigger is.
+    const TRIGGERED: f64 = 0.1;
 
     fn new() -> Self {
         let mut random = tasks::random(12345);
-        let successors = |_| std::array::from_fn(|_| random.random_range(1..Self::VOCABULARY));
+        let first = Self::TRIGGERS.end() + 1;
+        let successors = |_| std::array::from_fn(|_| random.random_range(first..Self::VOCABULARY));
         Self { successors: (0..Self::VOCABULARY).map(successors).collect() }
     }
 
@@ -241,6 +252,7 @@ impl BackCopy {
             let last = tokens[tokens.len() - 1];
             let next = match tokens.len() {
                 2.. if Self::TRIGGERS.contains(&last) => tokens[tokens.len() - 2],
+                2.. if random.random_bool(Self::TRIGGERED) => random.random_range(Self::TRIGGERS),
                 _ => self.successors[last][random.random_range(0..4)],
             };
             tokens.push(next);

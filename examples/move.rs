@@ -21,7 +21,9 @@ mod text;
 
 use std::process::ExitCode;
 
+use burn::module::Module;
 use clap::Parser;
+use gatekit::core::ConfigError;
 use gatekit::core::probe::LinePlot;
 use gatekit_examples::{ExampleError, Experiment, Results, say};
 
@@ -33,22 +35,45 @@ use text::Curve;
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
+    /// Steps of the text models [default: 300, quick: 12]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Entities that have facts, eight each [default: 240, quick: 40]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    entities: Option<u32>,
+    /// Learning rates of the text models, as a share of the paper's recipe
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    rate: f64,
 }
+
+/// Relations that every entity has a value for.
+const RELATIONS: usize = 8;
 
 fn main() -> ExitCode {
-    gatekit_examples::exit(run(&Args::parse().experiment))
+    gatekit_examples::exit(run(&Args::parse()))
 }
 
-fn run(experiment: &Experiment) -> Result<(), ExampleError> {
+fn run(args: &Args) -> Result<(), ExampleError> {
+    let experiment = &args.experiment;
+    if !(args.rate.is_finite() && args.rate > 0.0) {
+        return Err(ConfigError::new("--rate", args.rate, "a positive number").into());
+    }
+    let or = |given: Option<u32>, full, quick| {
+        given.map_or_else(|| experiment.steps(full, quick), |given| given as usize)
+    };
+    let (steps, entities) = (or(args.steps, 300, 12), or(args.entities, 240, 40));
     let device = experiment.device()?;
     let out = experiment.out_dir("move")?;
-    let text = text::Lab::new(experiment, device.clone())?;
+    let text = text::Lab::new(steps, args.rate, device.clone())?;
     let (mut results, mut curves) = (Results::new(), Vec::new());
     for seed in experiment.seeds() {
-        let facts = Facts::new(seed, experiment.steps(240, 40), experiment.steps(8, 4));
+        let facts = Facts::new(seed, entities, RELATIONS);
         for (name, config) in text::variants(facts.vocabulary()) {
             let (model, curve) = text.train(name, &config, &facts, seed, &mut results)?;
             curves.push(curve);
+            if seed == experiment.seed {
+                results.record(name, "parameters, thousands", seed, model.num_params() as f64 / 1e3);
+            }
             if name == text::PROBED && seed == experiment.seed {
                 let probe = gates::probe(&model, &facts, &text);
                 say(format!("Gates of {name}: the value's own, and its slots' (mean over all tokens)"));

@@ -81,7 +81,7 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
             results.record(name, &format!("KiB after {}", cost.context), 0, cost.kibibytes);
         }
     }
-    let errors = recurrence_errors(experiment.steps(600, 200), experiment.seed, &device)?;
+    let errors = recurrence_errors(experiment.steps(600, 400), experiment.seed, &device)?;
 
     say(results.table());
     if let Some(step) = errors.naive.iter().position(|error| !error.is_finite()) {

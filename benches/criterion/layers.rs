@@ -1,13 +1,15 @@
-//! Layers: gated linear attention as a whole, and the norm and the convolution around its scan.
+//! Layers: gated linear attention and Mamba's mixer as a whole, and the norm and the convolution around a scan.
 
 mod support;
 
+use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatekit_bench::{
     case::Case,
     layers,
     op::{Form, Op, Pass, Precision},
     shape::Shape,
+    work::Work,
 };
 
 const SHAPE: Shape = Shape::new(2, 512, 4, 64);
@@ -20,18 +22,22 @@ fn parts(criterion: &mut Criterion) {
     }
 }
 
-fn gla_layer(criterion: &mut Criterion) {
-    for pass in [Pass::Forward, Pass::ForwardBackward] {
-        let mut group = criterion.benchmark_group(format!("gla-layer {pass} {SHAPE}"));
-        for (name, device) in support::devices() {
-            for &form in Form::ALL {
-                let case = Case { op: Op::Gla, form, pass, shape: SHAPE, precision: Precision::F32 };
-                support::measure(&mut group, &name, form, layers::gla_layer(case, &device));
+fn whole_layers(criterion: &mut Criterion) {
+    let layers: [(&str, Op, fn(Case, &Device) -> Work); 2] =
+        [("gla-layer", Op::Gla, layers::gla_layer), ("mamba-mixer", Op::SelectiveScan, layers::mamba_mixer)];
+    for (layer, op, prepare) in layers {
+        for pass in [Pass::Forward, Pass::ForwardBackward] {
+            let mut group = criterion.benchmark_group(format!("{layer} {pass} {SHAPE}"));
+            for (name, device) in support::devices() {
+                for &form in Form::ALL {
+                    let case = Case { op, form, pass, shape: SHAPE, precision: Precision::F32 };
+                    support::measure(&mut group, &name, form, prepare(case, &device));
+                }
             }
+            group.finish();
         }
-        group.finish();
     }
 }
 
-criterion_group!(benches, parts, gla_layer);
+criterion_group!(benches, parts, whole_layers);
 criterion_main!(benches);

@@ -109,3 +109,17 @@ pub fn gla_layer(case: Case, device: &Device) -> Work {
     let bytes = bytes_of(&x);
     inputs.over_sequences(bytes, move || layer.forward(x.clone(), None))
 }
+
+/// Mamba's mixer of width `heads * key_dim`, with 16 numbers of state a channel: forward, or forward and backward.
+pub fn mamba_mixer(case: Case, device: &Device) -> Work {
+    use gatekit::prelude::MambaMixerConfig;
+    let shape = case.shape;
+    let width = shape.channels();
+    let mut inputs = Inputs::new(case, device);
+    let x = inputs.draw([shape.batch, shape.time, width], Distribution::Normal(0.0, 1.0));
+    let form = if case.form == Form::Fused { ScanForm::Auto } else { ScanForm::Portable };
+    let layer = MambaMixerConfig::new(width).init(&inputs.module_device()).with_scan_form(form);
+    let layer = if case.pass == Pass::ForwardBackward { layer } else { layer.no_grad() };
+    let bytes = bytes_of(&x);
+    inputs.over_sequences(bytes, move || layer.forward(x.clone(), None))
+}

@@ -95,9 +95,17 @@ pub struct Args {
     #[arg(long, help_heading = "Model")]
     pub no_short_conv: bool,
 
-    /// Softmax: how many bytes back a byte may look, which bounds the cache [default: all]
+    /// Softmax, Mixtral, MoVE: how many bytes back a byte may look, which bounds the cache [default: all]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub window: Option<usize>,
+
+    /// GLA, DeltaNet, HGRN, RetNet: so many of their layers to every layer of softmax attention [default: no attention]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub hybrid: Option<usize>,
+
+    /// Kimi Linear, DeepSeek-V3, Mixtral, Qwen3: experts of a layer, of which every byte chooses two
+    #[arg(long, value_name = "N", default_value_t = DEFAULT.experts, help_heading = "Model")]
+    pub experts: usize,
 
     /// Optimiser steps
     #[arg(long, value_name = "N", default_value_t = DEFAULT.steps, help_heading = "Training")]
@@ -210,6 +218,8 @@ impl Cli {
             expand_v,
             gate_normalizer,
             window,
+            hybrid,
+            experts,
             steps,
             batch_size,
             context,
@@ -259,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_flag_or_not_a_value_is_refused() {
-        for flags in ["--colour red", "--mixer mamba", "--steps many", "--dim -3"] {
+        for flags in ["--colour red", "--mixer abacus", "--steps many", "--dim -3"] {
             let words = format!("language-model {flags}");
             assert!(Cli::try_parse_from(words.split_whitespace()).is_err(), "{flags}");
         }

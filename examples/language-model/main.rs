@@ -1,4 +1,4 @@
-//! A byte-level language model with gated linear attention: trained on Shakespeare, measured on a play it never saw
+//! A byte-level language model, with gated linear attention or any other mixer of the library: trained on Shakespeare, measured on a play it never saw
 //! against n-gram models of the same text, and then left to write.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `cli`, `settings` | the flags; what of them decides the numbers |
 //! | `data`, `ngram` | the text and its split; the baselines |
-//! | `model` | the two models: gated linear attention, and softmax attention to compare with |
+//! | `model` | the models: what the settings mean to each, and how it is measured |
 //! | `train`, `checkpoint` | one step; the state to go on from |
 //! | `evaluate`, `sample` | bits per byte on unseen text; writing |
 //! | `run` | a run from beginning to end |
@@ -38,9 +38,7 @@ mod train;
 use std::process::ExitCode;
 
 use cli::Cli;
-use gatekit::sequence::{GlaForCausalLm, SoftmaxForCausalLm};
 use run::{Outcome, Plan};
-use settings::Mixer;
 
 /// Every operation of a CPU backend allocates its result: an allocator that keeps large blocks saves
 /// returning them to the system and faulting their pages in again.
@@ -49,10 +47,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = Plan::new(&cli).and_then(|plan| match plan.settings().mixer {
-        Mixer::Gla => run::run::<GlaForCausalLm>(&plan),
-        Mixer::Softmax => run::run::<SoftmaxForCausalLm>(&plan),
-    });
+    let outcome = Plan::new(&cli).and_then(|plan| run::run(&plan));
     match outcome {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(interrupt::EXIT_STATUS),

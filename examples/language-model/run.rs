@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use gatekit::core::ConfigError;
+use gatekit::sequence::AutoModel;
 use gatekit_examples::tasks::shakespeare;
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ use crate::data::Corpus;
 use crate::error::RunError;
 use crate::interrupt;
 use crate::metrics::{GateRow, Log, StepRow};
-use crate::model::LanguageModel;
+use crate::model;
 use crate::ngram::{Estimates, MAX_ORDER, NGrams};
 use crate::plots;
 use crate::progress::Progress;
@@ -109,10 +110,10 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// Runs `plan` with the model `M`.
-pub fn run<M: LanguageModel>(plan: &Plan) -> Result<Outcome, RunError> {
+/// Runs `plan`.
+pub fn run(plan: &Plan) -> Result<Outcome, RunError> {
     interrupt::listen()?;
-    let (mut trainer, folder) = open::<M>(plan)?;
+    let (mut trainer, folder) = open(plan)?;
     let baselines =
         NGrams::train(plan.corpus.training()).bits_per_byte(plan.corpus.bytes(), plan.corpus.held_out_from());
     introduce(plan, &trainer, &folder);
@@ -133,7 +134,7 @@ pub fn run<M: LanguageModel>(plan: &Plan) -> Result<Outcome, RunError> {
     }
 
     let model = trainer.trained();
-    folder.write_weights(&M::config(plan.settings()), &model)?;
+    folder.write_weights(&model)?;
     if !plan.args.no_validation {
         validate(plan, &model, &folder, &baselines)?;
     }
@@ -145,7 +146,7 @@ pub fn run<M: LanguageModel>(plan: &Plan) -> Result<Outcome, RunError> {
 }
 
 /// A new run and its folder, or the resumed one where it stopped.
-fn open<M: LanguageModel>(plan: &Plan) -> Result<(Trainer<M>, RunFolder), RunError> {
+fn open(plan: &Plan) -> Result<(Trainer, RunFolder), RunError> {
     let settings = plan.settings();
     if let Some(folder) = &plan.resumed {
         let folder = RunFolder::at(folder.path());
@@ -160,16 +161,16 @@ fn open<M: LanguageModel>(plan: &Plan) -> Result<(Trainer<M>, RunFolder), RunErr
     }
     let trainer = Trainer::new(settings, &plan.device)?;
     let folder = RunFolder::create(&plan.args.out)?;
-    folder.write_config(&M::config(settings), &plan.record)?;
+    folder.write_config(&model::config(settings)?, &plan.record)?;
     Ok((trainer, folder))
 }
 
 /// Says what is about to happen.
-fn introduce<M: LanguageModel>(plan: &Plan, trainer: &Trainer<M>, folder: &RunFolder) {
+fn introduce(plan: &Plan, trainer: &Trainer, folder: &RunFolder) {
     let settings = plan.settings();
     say(format_args!(
         "{} with {} parameters: {} layers, width {}, {} heads; on {}",
-        M::NAME,
+        model::name(settings),
         grouped(trainer.trained().num_params()),
         settings.layers,
         settings.dim,
@@ -190,9 +191,9 @@ fn introduce<M: LanguageModel>(plan: &Plan, trainer: &Trainer<M>, folder: &RunFo
 }
 
 /// The training loop.
-fn train<M: LanguageModel>(
+fn train(
     plan: &Plan,
-    trainer: &mut Trainer<M>,
+    trainer: &mut Trainer,
     folder: &RunFolder,
     metrics: &mut Log<StepRow>,
     gates: &mut Log<GateRow>,
@@ -222,8 +223,13 @@ fn train<M: LanguageModel>(
         let mut validation = None;
         if last || step.number.is_multiple_of(look_every) {
             let model = trainer.trained();
-            validation =
-                Some(model.bits_per_byte(corpus.bytes(), look_range.clone(), settings, &plan.device));
+            validation = Some(model::bits_per_byte(
+                &model,
+                corpus.bytes(),
+                look_range.clone(),
+                settings,
+                &plan.device,
+            ));
             look_at_gates(plan, &model, step.number, gates)?;
         }
         metrics.push(StepRow {
@@ -257,16 +263,16 @@ fn train<M: LanguageModel>(
 }
 
 /// Adds the gates' statistics on a stretch from the middle of the held-out text to the log.
-fn look_at_gates<M: LanguageModel>(
+fn look_at_gates(
     plan: &Plan,
-    model: &M,
+    model: &AutoModel,
     step: usize,
     gates: &mut Log<GateRow>,
 ) -> Result<(), RunError> {
     let text = plan.corpus.held_out();
     let text = &text[text.len() / 2..];
     let text = &text[..text.len().min(4 * plan.settings().context)];
-    for row in model.gates(text, step, &plan.device) {
+    for row in model::gates(model, text, step, &plan.device) {
         gates.push(row)?;
     }
     Ok(())
@@ -284,15 +290,16 @@ struct Results {
 }
 
 /// Measures the model on the whole held-out text and prints it beside the n-gram models.
-fn validate<M: LanguageModel>(
+fn validate(
     plan: &Plan,
-    model: &M,
+    model: &AutoModel,
     folder: &RunFolder,
     baselines: &Estimates,
 ) -> Result<(), RunError> {
     let corpus = &plan.corpus;
     let range = corpus.held_out_from()..corpus.bytes().len();
-    let bits = model.bits_per_byte(corpus.bytes(), range, plan.settings(), &plan.device);
+    let bits = model::bits_per_byte(model, corpus.bytes(), range, plan.settings(), &plan.device);
+    let name = model::name(plan.settings());
 
     let row = |name: &str, values: &[f64]| {
         let values: String = values.iter().map(|value| format!("{value:>8.3}")).collect();
@@ -303,7 +310,7 @@ fn validate<M: LanguageModel>(
     say(format_args!("  {:<30}{orders}", "n-gram model of order"));
     row("interpolated Kneser-Ney", &baselines.kneser_ney);
     row("interpolated Witten-Bell", &baselines.witten_bell);
-    row(M::NAME, &[bits]);
+    row(&name, &[bits]);
     let (margin, side) = match bits <= baselines.best() {
         true => (baselines.best() - bits, "below"),
         false => (bits - baselines.best(), "above"),
@@ -311,7 +318,7 @@ fn validate<M: LanguageModel>(
     say(format_args!("The model is {margin:.3} bits per byte {side} the best n-gram model."));
 
     folder.write_results(&Results {
-        model: M::NAME.to_string(),
+        model: name,
         parameters: model.num_params(),
         held_out_bytes: corpus.held_out().len(),
         bits_per_byte: bits,

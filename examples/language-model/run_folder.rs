@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gatekit::sequence::checkpoint::{PretrainedConfig, save_pretrained};
+use gatekit::sequence::checkpoint::PretrainedConfig;
+use gatekit::sequence::{AutoConfig, AutoModel};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -81,17 +82,17 @@ impl RunFolder {
     }
 
     /// Writes `config.json`: the model's fields under their published names, and `run`.
-    pub fn write_config<C: PretrainedConfig>(&self, model: &C, run: &RunRecord) -> Result<(), RunError> {
+    pub fn write_config(&self, model: &AutoConfig, run: &RunRecord) -> Result<(), RunError> {
         let mut config = model.to_published();
         config["run"] = serde_json::to_value(run).expect("plain fields have a JSON form");
         self.write_json(&self.config(), &config)
     }
 
     /// Writes `model.safetensors`, the weights under their published names.
-    pub fn write_weights<C: PretrainedConfig>(&self, config: &C, model: &C::Module) -> Result<(), RunError> {
+    pub fn write_weights(&self, model: &AutoModel) -> Result<(), RunError> {
         // Saved elsewhere first, as this folder's config.json holds more than the published fields.
         let saved = tempfile::tempdir_in(&self.path).map_err(RunError::io(&self.path))?;
-        save_pretrained(saved.path(), config, model, None)?;
+        model.save_pretrained(saved.path(), None)?;
         let weights = self.path.join("model.safetensors");
         fs::rename(saved.path().join("model.safetensors"), &weights).map_err(RunError::io(&weights))
     }
@@ -142,7 +143,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use burn::prelude::*;
     use gatekit::core::ModuleConfig;
-    use gatekit::sequence::{GlaConfig, load_pretrained};
+    use gatekit::sequence::{GlaConfig, from_pretrained};
 
     use super::*;
     use crate::data::TextIdentity;
@@ -165,7 +166,7 @@ mod tests {
         let path = root.path().join("run");
         for seed in 1..=3 {
             let folder = RunFolder::create(&path).expect("created");
-            folder.write_config(&GlaConfig::new(256, 16, 1), &record(seed)).expect("written");
+            folder.write_config(&GlaConfig::new(256, 16, 1).into(), &record(seed)).expect("written");
             assert_eq!(RunFolder::open(&path).expect("a run").1, record(seed));
         }
         let previous = RunFolder::open(&root.path().join("run.previous")).expect("a run");
@@ -177,16 +178,14 @@ mod tests {
         let _alone = crate::random_numbers();
         let root = tempfile::tempdir().expect("a temporary folder");
         let folder = RunFolder::create(&root.path().join("run")).expect("created");
-        let config = GlaConfig::new(256, 16, 1).with_intermediate_size(Some(32));
+        let config = AutoConfig::from(GlaConfig::new(256, 16, 1).with_intermediate_size(Some(32)));
         let model = config.init(&Device::default());
         folder.write_config(&config, &record(1)).expect("written");
-        folder.write_weights(&config, &model).expect("written");
+        folder.write_weights(&model).expect("written");
 
-        let (loaded_config, loaded) =
-            load_pretrained::<GlaConfig>(folder.path(), &Device::default()).expect("loads");
-        assert_eq!(loaded_config.hidden_size, 16);
-        let weights =
-            |model: &gatekit::sequence::GlaForCausalLm| model.model.embeddings.weight.val().into_data();
+        let loaded = from_pretrained(folder.path(), &Device::default()).expect("loads");
+        assert_eq!(loaded.config().to_published(), config.to_published());
+        let weights = |model: &AutoModel| gatekit::sequence::checkpoint::named_parameters(model);
         assert_eq!(weights(&loaded), weights(&model));
         // And it is still the folder of a run.
         assert_eq!(RunFolder::open(folder.path()).expect("a run").1, record(1));

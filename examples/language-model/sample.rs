@@ -7,13 +7,12 @@ use std::time::Instant;
 use burn::prelude::*;
 use gatekit::core::ConfigError;
 use gatekit::sequence::generate::{GenerateConfig, Sampler};
-use gatekit::sequence::{StreamState, generate};
+use gatekit::sequence::{AutoModel, StreamState, StreamingLm, generate};
 
 use crate::cli::Args;
 use crate::data::tokens;
 use crate::error::RunError;
 use crate::interrupt;
-use crate::model::LanguageModel;
 use crate::run::Outcome;
 use crate::settings::Settings;
 use gatekit_examples::{grouped, say};
@@ -37,8 +36,8 @@ fn config(args: &Args, seed: u64) -> GenerateConfig {
 }
 
 /// Writes `--generate` bytes after the prompt to the standard output, then how fast, and from how large a state.
-pub fn write_text<M: LanguageModel>(
-    model: &M,
+pub fn write_text(
+    model: &AutoModel,
     args: &Args,
     settings: &Settings,
     device: &Device,
@@ -47,6 +46,7 @@ pub fn write_text<M: LanguageModel>(
         return Ok(Outcome::Finished);
     }
     let prompt = args.prompt.as_bytes();
+    model.check_room(&model.empty_state(1, device), prompt.len())?;
     let (_, state) = model.prefill(tokens(prompt, device), model.empty_state(1, device));
     let bytes_at_first = state.bytes();
     drop(state);
@@ -55,18 +55,36 @@ pub fn write_text<M: LanguageModel>(
     let mut generation = generate(model, &prompt_ids, &config(args, settings.seed))?;
     let mut out = io::stdout().lock();
     let mut written = put(&mut out, prompt)?;
-    let mut count = 0_usize;
+    let (mut count, mut stopped) = (0_usize, None);
     let started = Instant::now();
     while written && !interrupt::asked() {
-        let Some(token) = generation.next() else { break };
-        let byte = u8::try_from(token?).expect("the vocabulary has 256 tokens");
-        written = put(&mut out, &[byte])?;
-        count += 1;
+        match generation.next() {
+            None => break,
+            Some(Ok(token)) => {
+                let byte = u8::try_from(token).expect("the vocabulary has 256 tokens");
+                written = put(&mut out, &[byte])?;
+                count += 1;
+            }
+            Some(Err(error)) => {
+                stopped = Some(error);
+                break;
+            }
+        }
     }
     let seconds = started.elapsed().as_secs_f64();
     drop(out);
 
-    let bytes_at_last = generation.into_state().bytes();
+    let state = generation.into_state();
+    let bytes_at_last = state.bytes();
+    if let Some(error) = stopped {
+        // A model with learned positions has an end; everything else is an error.
+        match model.check_room(&state, 1) {
+            Ok(()) => return Err(error.into()),
+            Err(_) => {
+                say("\n\nThat is the longest sequence of this model: its positions end with --context.")
+            }
+        }
+    }
     let size = match bytes_at_last == bytes_at_first {
         true => format!("the state has {} bytes, at the end as after the prompt", grouped(bytes_at_last)),
         false => format!(

@@ -7,12 +7,57 @@ use serde_json::Value;
 
 /// What moves information from earlier bytes to later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Mixer {
+    /// Softmax attention whose weights are scaled and shifted by the input.
+    AffineScaled,
+    /// DeepSeek-V3: latent attention, experts chosen in groups.
+    DeepseekV3,
+    /// DeltaNet: a recurrence that overwrites what a key held.
+    DeltaNet,
+    /// Gated associative memory: a convolution, a trained memory, gates; positions are learned up to --context.
+    Gam,
+    /// Gated DeltaNet: a recurrence that forgets and overwrites.
+    GatedDeltaNet,
+    /// Softmax attention with an output gate.
+    GatedAttention,
     /// Gated linear attention: a recurrent state of fixed size, a forget gate per key channel.
     Gla,
+    /// HGRN: a gated recurrence of single channels.
+    Hgrn,
+    /// HGRN2: the same with a matrix for a state.
+    Hgrn2,
+    /// Kimi Linear: three layers of Kimi Delta Attention to one of latent attention, experts.
+    KimiLinear,
+    /// Mamba: a selective state space.
+    Mamba,
+    /// Mixtral: softmax attention and experts.
+    Mixtral,
+    /// Softmax attention with a memory of values that all layers share.
+    Move,
+    /// Qwen3-MoE: softmax attention and experts.
+    Qwen3Moe,
+    /// Qwen3-Next: three layers of gated DeltaNet to one of gated attention, experts.
+    Qwen3Next,
+    /// RetNet: a recurrence with a fixed decay per head.
+    Retnet,
     /// Causal softmax attention with rotary positions: a cache that grows with the text.
     Softmax,
+    /// TransNormerLLM: Lightning attention with a fixed decay per head.
+    TransNormer,
+}
+
+impl Mixer {
+    /// Whether the layers can be mixed with softmax attention (--hybrid).
+    pub fn is_hybrid(self) -> bool {
+        use Mixer::*;
+        matches!(self, DeltaNet | GatedDeltaNet | Gla | Hgrn | Hgrn2 | Retnet)
+    }
+
+    /// Whether it looks back over a window (--window).
+    pub fn has_window(self) -> bool {
+        matches!(self, Self::Softmax | Self::Mixtral | Self::Move)
+    }
 }
 
 /// Every flag that changes what is computed while training.
@@ -38,6 +83,12 @@ pub struct Settings {
     pub gate_normalizer: f64,
     /// Softmax: how many bytes back a byte may look; `None` is all.
     pub window: Option<usize>,
+    /// Linear layers to every layer of softmax attention; `None` is linear layers alone.
+    #[serde(default)]
+    pub hybrid: Option<usize>,
+    /// Experts of a layer, in models with experts.
+    #[serde(default = "experts")]
+    pub experts: usize,
     /// Bytes of one training sequence.
     pub context: usize,
     /// Sequences of one step.
@@ -58,6 +109,13 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Experts of a layer, unless told otherwise.
+const EXPERTS: usize = 4;
+
+fn experts() -> usize {
+    EXPERTS
+}
+
 impl Settings {
     /// The full run: at most five minutes on two cores.
     pub const DEFAULT: Self = Self {
@@ -71,6 +129,8 @@ impl Settings {
         short_conv: true,
         gate_normalizer: 16.0,
         window: None,
+        hybrid: None,
+        experts: EXPERTS,
         context: 256,
         batch_size: 8,
         steps: 3000,
@@ -100,6 +160,11 @@ impl Settings {
         self.intermediate.unwrap_or_else(|| (8 * self.dim).div_ceil(3).next_multiple_of(32))
     }
 
+    /// The mixer as it is written on the command line.
+    pub fn mixer_name(&self) -> String {
+        self.mixer.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+    }
+
     /// Refuses what neither the model's nor the optimiser's own checks would catch.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (flag, value) in [
@@ -110,6 +175,7 @@ impl Settings {
             ("--batch-size", self.batch_size),
             ("--steps", self.steps),
             ("--window", self.window.unwrap_or(1)),
+            ("--hybrid", self.hybrid.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(ConfigError::new(flag, 0, "at least 1"));
@@ -134,12 +200,21 @@ impl Settings {
         if !(self.clip_norm.is_finite() && self.clip_norm > 0.0) {
             return Err(ConfigError::new("--clip-norm", self.clip_norm, "positive"));
         }
-        if self.window.is_some() && self.mixer == Mixer::Gla {
+        if self.window.is_some() && !self.mixer.has_window() {
+            let got = format!("a number with --mixer {}", self.mixer_name());
             return Err(ConfigError::new(
                 "--window",
-                "a number with --mixer gla",
-                "--mixer softmax: the state of gated linear attention has a fixed size already",
+                got,
+                "--mixer softmax, mixtral or move: it bounds their cache",
             ));
+        }
+        if self.hybrid.is_some() && !self.mixer.is_hybrid() {
+            let got = format!("a number with --mixer {}", self.mixer_name());
+            let need = "--mixer gla, delta-net, gated-delta-net, hgrn, hgrn2 or retnet";
+            return Err(ConfigError::new("--hybrid", got, need));
+        }
+        if self.experts < 2 {
+            return Err(ConfigError::new("--experts", self.experts, "at least 2"));
         }
         Ok(())
     }
@@ -185,6 +260,8 @@ mod tests {
         assert_eq!(refused(|s| s.learning_rate = f64::NAN), "--learning-rate");
         assert_eq!(refused(|s| s.clip_norm = 0.0), "--clip-norm");
         assert_eq!(refused(|s| s.window = Some(8)), "--window");
+        assert_eq!(refused(|s| s.experts = 1), "--experts");
+        assert_eq!(refused(|s| (s.hybrid, s.mixer) = (Some(3), Mixer::Mamba)), "--hybrid");
         assert!(Settings::DEFAULT.validate().is_ok() && Settings::QUICK.validate().is_ok());
     }
 }

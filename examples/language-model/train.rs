@@ -6,17 +6,18 @@ use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::prelude::*;
 use gatekit::core::{ConfigError, ModuleConfig};
 use gatekit::sequence::lm::Targets;
+use gatekit::sequence::{AutoModel, CausalLm};
 use gatekit_examples::training::schedule;
 
 use crate::checkpoint::Checkpoint;
 use crate::data::Corpus;
 use crate::error::RunError;
-use crate::model::LanguageModel;
+use crate::model;
 use crate::settings::Settings;
 
 /// A model in training.
-pub struct Trainer<M> {
-    model: M,
+pub struct Trainer {
+    model: AutoModel,
     optimizer: ModuleOptimizer,
     scheduler: ModuleLrScheduler,
     settings: Settings,
@@ -34,13 +35,13 @@ pub struct Step {
     pub learning_rate: f64,
 }
 
-impl<M: LanguageModel> Trainer<M> {
+impl Trainer {
     /// Initial weights from the seed.
     pub fn new(settings: &Settings, device: &Device) -> Result<Self, RunError> {
         let device = device.clone().autodiff();
         device.seed(settings.seed);
         // Burn initialises parameters when they are first used: all of them now, in one order, from this seed.
-        let model = M::config(settings).try_init(&device)?.materialize();
+        let model = model::config(settings)?.try_init(&device)?.materialize();
         let optimizer = AdamWConfig::new()
             .with_beta_2(settings.beta_2 as f32)
             .with_epsilon(1e-8)
@@ -108,7 +109,7 @@ impl<M: LanguageModel> Trainer<M> {
     }
 
     /// The model as it stands, without the machinery for gradients.
-    pub fn trained(&self) -> M {
+    pub fn trained(&self) -> AutoModel {
         self.model.valid()
     }
 }
@@ -121,9 +122,6 @@ fn learning_rates(settings: &Settings) -> Result<ModuleLrScheduler, ConfigError>
 
 #[cfg(test)]
 mod tests {
-    use gatekit::sequence::SoftmaxForCausalLm;
-    use gatekit::sequence::gla::GlaForCausalLm;
-
     use super::*;
     use crate::checkpoint::{RunIdentity, newest};
     use crate::settings::Mixer;
@@ -145,29 +143,29 @@ mod tests {
         Corpus::new(b"The quality of mercy is not strain'd, it droppeth as the gentle rain. ".repeat(8))
     }
 
-    fn losses<M: LanguageModel>(trainer: &mut Trainer<M>, corpus: &Corpus, steps: usize) -> Vec<u32> {
+    fn losses(trainer: &mut Trainer, corpus: &Corpus, steps: usize) -> Vec<u32> {
         (0..steps).map(|_| trainer.train_step(corpus).expect("a step").loss.to_bits()).collect()
     }
 
     /// Six steps in one go, and three, a checkpoint on the disk, and three more: the same losses to the last bit.
-    fn resumed_run_repeats_the_uninterrupted_one<M: LanguageModel>(mixer: Mixer) {
+    fn resumed_run_repeats_the_uninterrupted_one(mixer: Mixer) {
         let _alone = crate::random_numbers();
         let corpus = corpus();
         let run = RunIdentity { settings: tiny(mixer), text: corpus.identity() };
         let device = Device::default();
         let folder = tempfile::tempdir().expect("a temporary folder");
 
-        let mut straight = Trainer::<M>::new(&run.settings, &device).expect("built");
+        let mut straight = Trainer::new(&run.settings, &device).expect("built");
         let expected = losses(&mut straight, &corpus, 6);
 
-        let mut first = Trainer::<M>::new(&run.settings, &device).expect("built");
+        let mut first = Trainer::new(&run.settings, &device).expect("built");
         let mut found = losses(&mut first, &corpus, 3);
         first.checkpoint().write(&run, folder.path()).expect("written");
         drop(first);
 
         let newest = newest(folder.path()).expect("listed").expect("one");
         let checkpoint = Checkpoint::read(&newest, &run).expect("whole");
-        let mut second = Trainer::<M>::resume(&run.settings, checkpoint, &device).expect("resumed");
+        let mut second = Trainer::resume(&run.settings, checkpoint, &device).expect("resumed");
         assert_eq!(second.steps_done(), 3);
         found.extend(losses(&mut second, &corpus, 3));
 
@@ -182,12 +180,12 @@ mod tests {
 
     #[test]
     fn resumed_gla_run_repeats_the_uninterrupted_one() {
-        resumed_run_repeats_the_uninterrupted_one::<GlaForCausalLm>(Mixer::Gla);
+        resumed_run_repeats_the_uninterrupted_one(Mixer::Gla);
     }
 
     #[test]
     fn resumed_softmax_run_repeats_the_uninterrupted_one() {
-        resumed_run_repeats_the_uninterrupted_one::<SoftmaxForCausalLm>(Mixer::Softmax);
+        resumed_run_repeats_the_uninterrupted_one(Mixer::Softmax);
     }
 
     #[test]
@@ -196,7 +194,7 @@ mod tests {
         let corpus = corpus();
         let first_loss = |seed| {
             let settings = Settings { seed, ..tiny(Mixer::Gla) };
-            let mut trainer = Trainer::<GlaForCausalLm>::new(&settings, &Device::default()).expect("built");
+            let mut trainer = Trainer::new(&settings, &Device::default()).expect("built");
             losses(&mut trainer, &corpus, 1)
         };
         assert_eq!(first_loss(1), first_loss(1));

@@ -11,7 +11,7 @@ use gatekit::sequence::mixture_of_value_embeddings::{
     MoveLearningRates, MoveOptimizer, MoveTextConfig, MoveTextModel, ValueMemory,
 };
 use gatekit_examples::tasks::{self, Corpus};
-use gatekit_examples::{ExampleError, Experiment, Results, progress};
+use gatekit_examples::{ExampleError, Results, progress};
 
 use crate::facts::Facts;
 
@@ -64,11 +64,13 @@ pub struct Lab {
     device: Device,
     corpus: Corpus,
     steps: usize,
+    /// Of the recipe's learning rates.
+    rate: f64,
 }
 
 impl Lab {
-    pub fn new(experiment: &Experiment, device: Device) -> Result<Self, ExampleError> {
-        Ok(Self { device, corpus: Corpus::shakespeare()?, steps: experiment.steps(240, 12) })
+    pub fn new(steps: usize, rate: f64, device: Device) -> Result<Self, ExampleError> {
+        Ok(Self { device, corpus: Corpus::shakespeare()?, steps, rate })
     }
 
     /// A batch: rows of facts, then rows of text.
@@ -110,7 +112,7 @@ impl Lab {
                 Targets::new(&ids.to_data(), config.vocab_size, &device).expect("tokens of the corpus");
             let loss = targets.cross_entropy(model.forward(ids, None));
             bar.set_message(format!("loss {:.3}", loss.clone().into_scalar::<f64>()));
-            model = optimizer.step(self.multiplier(step), model, loss.backward());
+            model = optimizer.step(self.rate * self.multiplier(step), model, loss.backward());
             if (step + 1) % self.steps.div_ceil(6) == 0 {
                 curve.fact_bits.push((step + 1, self.recall(&model.valid(), facts).1));
             }
@@ -123,7 +125,6 @@ impl Lab {
         results.record(name, RECALL, seed, recalled);
         results.record(name, "bits a fact", seed, fact_bits);
         results.record(name, "text bits/byte", seed, text_bits);
-        results.record(name, "parameters", seed, model.num_params() as f64);
         Ok((model, curve))
     }
 

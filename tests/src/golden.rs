@@ -9,9 +9,9 @@ use burn::tensor::Device;
 
 use crate::{
     case::Case,
-    evaluation::Errors,
     failure::{Failure, Result},
     folder, systems,
+    verdict::Errors,
 };
 
 /// A file of a case, read or not.

@@ -1,7 +1,7 @@
 //! Support for the tests that hold across crates.
 //!
 //! * [`devices`]: which devices the tests run on (`GATEKIT_DEVICES`)
-//! * [`case`], [`fields`], [`evaluation`], [`judge`]: a golden case, from file to verdict
+//! * [`case`], [`fields`], [`evaluation`], [`judge`], [`mod@verdict`]: a golden case, from file to verdict
 //! * [`golden`]: the cases of a folder
 //! * [`systems`]: the table of what can be built and run, one file a system
 //! * [`trials`], [`folder`]: test programs whose tests are read from a folder
@@ -22,3 +22,4 @@ pub mod reference;
 pub mod scans;
 pub mod systems;
 pub mod trials;
+pub mod verdict;

@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn half_precision_is_computed_in_single() {
+        let x = ramp(6, 1.0);
+        for device in devices().into_iter().filter(|device| device.supports_dtype(DType::F16)) {
+            let encoding = lrpe(float32(&THETA, [2, 1, 3], &device));
+            let half = float32(&x, [1, 1, 2, 3], &device).cast(DType::F16);
+            let encoded = encoding.forward(half, 3000);
+            assert_eq!(encoded.dtype(), DType::F16);
+            assert_close(&values(encoded), &by_hand(&x, &rounded(), 3000), 1e-3);
+        }
+    }
+
+    #[test]
     fn refuses_bad_configurations() {
         let device = devices().remove(0);
         assert_eq!(LrpeConfig::new(0, 3).try_init(&device).unwrap_err().field, "num_heads");

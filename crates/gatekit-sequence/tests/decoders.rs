@@ -325,3 +325,28 @@ fn models_print_and_count_their_parameters() {
     let tied = kimi().with_tie_word_embeddings(true).init(&device);
     assert_eq!(model.num_params() - tied.num_params(), 37 * 16);
 }
+
+#[test]
+#[should_panic(expected = "row 1 without a real token")]
+fn a_row_without_a_real_token_panics() {
+    let device = Device::flex();
+    let mask = Tensor::<2, Bool>::from_data([[true, true], [false, false]], &device);
+    kimi().init(&device).forward(tokens(2, 2, &device), Some(mask));
+}
+
+#[test]
+#[should_panic(expected = "`x` has no time step")]
+fn a_sequence_without_a_step_panics() {
+    let device = Device::flex();
+    KimiDeltaAttentionConfig::new(12, 2, 4).init(&device).forward(Tensor::zeros([1, 0, 12], &device), None);
+}
+
+#[test]
+#[should_panic(expected = "`latent_attention`, need one of `kimi_delta_attention`")]
+fn the_state_of_another_layer_panics() {
+    let device = Device::flex();
+    let model = kimi().init(&device);
+    let mut state = model.empty_state(1, &device);
+    state.layers[1] = state.layers[3].clone();
+    model.step(Tensor::from_data([3], &device), state);
+}

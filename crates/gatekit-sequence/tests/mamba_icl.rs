@@ -175,7 +175,9 @@ fn losses_and_errors_are_counted_by_hand() {
         let labels = Tensor::<1>::from_data([1.0, -1.0, -1.0, 1.0], &device);
         // Margins 2, -0.5, 0.25, 0.
         assert_eq!(values(&hinge_loss(score.clone(), labels.clone())), [(1.5 + 0.75 + 1.0) / 4.0]);
-        assert_eq!(values(&error_rate(score, labels)), [0.25]);
+        assert_eq!(values(&error_rate(score.clone(), labels.clone())), [0.25]);
+        // What is no number is no right answer.
+        assert_eq!(values(&error_rate(score * f32::NAN, labels)), [1.0]);
     }
 }
 
@@ -501,6 +503,21 @@ fn distributions_that_cannot_be_drawn_from_are_refused() {
     let clean = plain.clone().with_outlier_probability(0.0);
     without.draw(&clean, 2, &mut StdRng::seed_from_u64(0)).unwrap();
     assert_eq!(field(prompts.draw(&plain, 0, &mut StdRng::seed_from_u64(0))), "batch");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_training() {
+    let device = Device::flex().autodiff();
+    let prompts = small_prompts().try_init().unwrap();
+    let mut model = predictor(Gating::Mamba, &device);
+    model.w = model.w.map(|w| w * f32::NAN);
+    let before = values(&model.W_B.val());
+    let mut losses = Vec::new();
+    let (config, distribution) = (IclTrainingConfig::new(), PromptDistribution::training());
+    let model =
+        train(model, &config, &prompts, &distribution, &device, |_, loss, _| losses.push(loss)).unwrap();
+    assert!(losses.len() == 1 && losses[0].is_nan(), "{losses:?}");
+    assert_eq!(values(&model.W_B.val()), before);
 }
 
 #[test]

@@ -18,16 +18,20 @@ pub mod prelude {
     pub use gatekit_core::{
         ConfigError, InputError, ModuleConfig,
         gate::GateActivation,
+        moe::{MoeLayer, MoeLayerConfig},
         norm::{GatedRmsNorm, GatedRmsNormConfig, RmsNorm, RmsNormConfig},
         sequence::{Boundaries, Packing},
     };
     pub use gatekit_sequence::{
+        gated_associative_memory::{GamConfig, GamLm},
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         hybrid_linear_attention::{
             HybridAttentionConfig, HybridConfig, HybridForCausalLm, HybridMixerConfig,
         },
         lm::{CausalLm, StreamState, StreamingLm},
+        mamba::{MambaConfig, MambaForCausalLm, MambaMixer, MambaMixerConfig},
         qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm},
+        transnormer::{TransNormerConfig, TransNormerLlm},
     };
 }
 

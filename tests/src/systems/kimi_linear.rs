@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     case::Case,
-    evaluation::{Evaluation, Produced, every_form},
+    evaluation::{Evaluation, Produced, every_form, once},
     failure::Result,
 };
 
@@ -77,7 +77,7 @@ fn run_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_latent_attention(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    every_form(case, device, |evaluation, _| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = LatentAttentionConfig {
             hidden_size: fields.required("hidden_size")?,

@@ -18,8 +18,9 @@ use burn::tensor::Device;
 
 use crate::{
     case::Case,
-    evaluation::{Errors, Produced, verdict},
+    evaluation::Produced,
     failure::{Failure, Result},
+    verdict::{Errors, verdict},
 };
 
 /// Builds a component from its case and runs it: one result for every form it has.

@@ -20,7 +20,7 @@ use gatekit::core::{
 use super::Row;
 use crate::{
     case::Case,
-    evaluation::{Evaluation, Produced, one_form},
+    evaluation::{Evaluation, Produced, once},
     failure::{Failure, Result},
     fields::Fields,
 };
@@ -83,7 +83,7 @@ fn with_table(evaluation: &mut Evaluation<'_>, router: Router) -> Result<Router>
 }
 
 fn run_router(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = router(evaluation, &mut fields)?;
         fields.finish()?;
@@ -107,7 +107,8 @@ fn run_router(case: &Case, device: &Device) -> Result<Vec<Produced>> {
                 Tensor::zeros([tokens, config.hidden_size], evaluation.device())
             }
         };
-        let routing = router.route(x, &inputs, Phase::Training)?;
+        // Given draws are used in either phase; what the case does not give is not drawn.
+        let routing = router.route(x, &inputs, Phase::Inference)?;
         if let (Some(logits), Some(scores)) = (routing.logits.clone(), routing.scores.clone()) {
             evaluation.output("logits", logits)?;
             evaluation.output("scores", scores)?;
@@ -135,7 +136,10 @@ impl ScaledExperts {
     }
 
     fn combined(&self, plan: &DispatchPlan, gathered: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-        let width = gathered.dims()[1];
+        let [rows, width] = gathered.dims();
+        if rows == 0 {
+            return plan.scatter_combine(gathered, weights);
+        }
         let scales: Vec<_> = (plan.tokens_per_expert().into_iter().enumerate())
             .filter(|(_, count)| *count > 0)
             .map(|(expert, count)| self.expert_scale.val().narrow(0, expert, 1).expand([count, width]))
@@ -151,7 +155,7 @@ struct ExpertChoiceLayer {
 }
 
 fn run_expert_choice(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let config = ExpertChoiceRouterConfig {
             hidden_size: fields.required("hidden_size")?,
@@ -179,7 +183,7 @@ fn run_expert_choice(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_losses(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let experts: usize = fields.required("num_experts")?;
         let k: usize = fields.required("num_experts_per_tok")?;
@@ -214,7 +218,7 @@ fn run_losses(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_dispatch(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let experts: usize = fields.required("num_experts")?;
         let factor: Option<f64> = fields.optional("capacity_factor")?;
@@ -244,7 +248,7 @@ fn run_dispatch(case: &Case, device: &Device) -> Result<Vec<Produced>> {
 }
 
 fn run_moe_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
-    one_form(case, device, |evaluation| {
+    once(case, device, |evaluation| {
         let mut fields = evaluation.config();
         let router = router(evaluation, &mut fields)?;
         let config = MoeLayerConfig {
@@ -282,7 +286,9 @@ fn run_moe_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
         let layer = evaluation.load_as(layer, &layout)?;
         let x = evaluation.float::<3>("x")?;
         let inputs = inputs(evaluation)?;
-        let (y, routing) = layer.forward_with(x, &inputs, Phase::Training)?;
+        // Experts overflow in training alone.
+        let phase = config.capacity_factor.map_or(Phase::Inference, |_| Phase::Training);
+        let (y, routing) = layer.forward_with(x, &inputs, phase)?;
         evaluation.bool_output("kept", routing.kept())?;
         if let Some(logits) = routing.logits {
             evaluation.output("router_logits", logits)?;

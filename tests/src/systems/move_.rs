@@ -162,7 +162,7 @@ fn run_image_model(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     })
 }
 
-/// Without dropout, which would make a case random.
+/// Without dropout where none is given: it would make a case random.
 fn image_model(evaluation: &Evaluation<'_>) -> Result<MoveImageConfig> {
     let mut fields: Fields<'_> = evaluation.config();
     let default = MoveImageConfig::gpt_b();
@@ -183,7 +183,7 @@ fn image_model(evaluation: &Evaluation<'_>) -> Result<MoveImageConfig> {
         gate_scale: fields.with_default("gate_scale", default.gate_scale)?,
         rope_base: fields.with_default("rope_base", default.rope_base)?,
         norm_eps: fields.with_default("norm_eps", default.norm_eps)?,
-        dropout: 0.0,
+        dropout: fields.with_default("dropout", 0.0)?,
     };
     fields.finish()?;
     Ok(config)

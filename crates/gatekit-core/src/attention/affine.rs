@@ -34,7 +34,8 @@ pub enum BiasCount {
 ///
 /// # Panics
 ///
-/// When the shapes do not fit, with a window, or as [`causal_attention`].
+/// When the shapes do not fit, with a window, or as [`causal_attention`]; in debug builds also when the
+/// average is not finite.
 #[allow(clippy::too_many_arguments)]
 pub fn affine_scaled_attention(
     q: Tensor<4>,
@@ -193,4 +194,8 @@ fn check(alpha: &Tensor<3>, average: &Tensor<1>, [batch, time, heads]: [usize; 3
         "affine_scaled_attention: `average` {:?} is not one for each of {heads} heads",
         average.dims()
     );
+    if cfg!(debug_assertions) {
+        let finite = average.to_data().iter::<f64>().all(f64::is_finite);
+        assert!(finite, "affine_scaled_attention: `average` is not finite: {average}");
+    }
 }

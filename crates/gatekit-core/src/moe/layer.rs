@@ -10,7 +10,7 @@ use crate::dispatch::{Capacity, DispatchPlan};
 use crate::error::InputError;
 use crate::feed_forward::SwiGlu;
 use crate::gate::{GateActivation, output_gate};
-use crate::router::{Phase, Router, RouterInputs, Routing};
+use crate::router::{Assignment, Phase, Router, RouterInputs, Routing};
 
 /// An expert that every token goes to: `shared(x)`, times `sigmoid(x . g)` with a gate.
 #[derive(Module, Debug)]
@@ -94,14 +94,18 @@ impl MoeLayer {
     ) -> Result<(Tensor<A>, Routing), InputError> {
         let dims = x.dims();
         assert_last_axis("MoeLayer", dims, self.hidden_size);
-        let tokens = dims[..A - 1].iter().product();
+        let tokens: usize = dims[..A - 1].iter().product();
+        if tokens == 0 {
+            // A reshape would read the 0 as "this axis as it is".
+            let none = Tensor::zeros([0, self.hidden_size], (&x.device(), x.dtype()));
+            return Ok((x, self.gate.route(none, inputs, phase)?));
+        }
         let x = x.reshape([tokens, self.hidden_size]);
         let mut routing = self.gate.route(x.clone(), inputs, phase)?;
         if let Some(capacity) = self.capacity.filter(|_| phase == Phase::Training) {
             routing.assignment = overflow(capacity, &routing);
         }
         let y = match tokens {
-            0 => x.clone(),
             1 => self.one_token(x.clone(), &routing),
             _ => {
                 let plan = DispatchPlan::new(&routing.assignment);
@@ -110,7 +114,7 @@ impl MoeLayer {
             }
         };
         let y = match &self.shared_expert {
-            Some(shared) if tokens > 0 => y + shared.forward(x),
+            Some(shared) => y + shared.forward(x),
             _ => y,
         };
         Ok((y.reshape(dims), routing))
@@ -129,8 +133,9 @@ impl MoeLayer {
     }
 }
 
-fn overflow(capacity: Capacity, routing: &Routing) -> crate::router::Assignment {
-    let first_weights: Vec<f64> = match capacity.needs_weights() && routing.weights.dims()[0] > 0 {
+/// What is left when full experts have dropped their last slots.
+fn overflow(capacity: Capacity, routing: &Routing) -> Assignment {
+    let first_weights: Vec<f64> = match capacity.needs_weights() {
         true => routing.weights.clone().narrow(1, 0, 1).into_data().iter::<f64>().collect(),
         false => Vec::new(),
     };

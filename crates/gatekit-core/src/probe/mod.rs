@@ -2,11 +2,13 @@
 
 mod attention;
 mod bars;
+mod experts;
 mod plot;
 mod statistics;
 
 pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
+pub use experts::ExpertLoad;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
 

@@ -1,11 +1,14 @@
 //! The configuration of any model, from and to the published `config.json`.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Device;
 use gatekit_core::checkpoint::{PretrainedConfig, TensorLayout, require};
 use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::Value;
 
 use super::model::{AutoModel, AutoNetwork};
+use crate::affine_scaled::AffineScaledModelConfig;
 use crate::deepseek_v3::DeepseekV3Config;
 use crate::gated_associative_memory::GamConfig;
 use crate::gated_attention::GatedAttentionModelConfig;
@@ -13,7 +16,9 @@ use crate::gla::GlaConfig;
 use crate::hybrid_linear_attention::HybridConfig;
 use crate::kimi_linear::KimiLinearConfig;
 use crate::mamba::MambaConfig;
+use crate::mixtral::MixtralConfig;
 use crate::mixture_of_value_embeddings::MoveTextConfig;
+use crate::qwen3_moe::Qwen3MoeConfig;
 use crate::qwen3_next::Qwen3NextConfig;
 use crate::softmax::SoftmaxConfig;
 use crate::transnormer::TransNormerConfig;
@@ -30,7 +35,7 @@ struct Published {
 macro_rules! models {
     ($(
         $(#[$attribute:meta])*
-        $variant:ident($config:ty) = [$($model_type:literal: $architecture:literal $(if $holds:expr)?),* $(,)?],
+        $variant:ident($config:ty) $name:literal = [$($model_type:literal: $architecture:literal $(if $holds:expr)?),* $(,)?],
     )+) => {
         /// The configuration of an [`AutoModel`]: one variant a family of models.
         #[derive(Debug, Clone)]
@@ -38,9 +43,6 @@ macro_rules! models {
         pub enum AutoConfig {
             $($(#[$attribute])* $variant($config),)+
         }
-
-        /// Every `model_type` that [`AutoConfig`] reads.
-        pub const MODEL_TYPES: &[&str] = &[$($($model_type,)*)+];
 
         const PUBLISHED: &[Published] = &[$($(
             Published {
@@ -58,6 +60,13 @@ macro_rules! models {
         })+
 
         impl AutoConfig {
+            /// What kind of model this is, for people.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)+
+                }
+            }
+
             fn network(&self, device: &Device) -> Result<AutoNetwork, ConfigError> {
                 match self {
                     $(Self::$variant(config) => config.try_init(device).map(AutoNetwork::$variant),)+
@@ -89,16 +98,19 @@ macro_rules! holds {
 }
 
 models! {
+    /// Softmax attention with scaled and shifted weights.
+    AffineScaled(AffineScaledModelConfig) "affine-scaled attention" =
+        ["affine_scaled_attention": "AffineScaledForCausalLM"],
     /// DeepSeek-V3: latent attention with rotary positions, experts chosen in groups.
-    DeepseekV3(DeepseekV3Config) = ["deepseek_v3": "DeepseekV3ForCausalLM"],
+    DeepseekV3(DeepseekV3Config) "DeepSeek-V3" = ["deepseek_v3": "DeepseekV3ForCausalLM"],
     /// Gated associative memory.
-    Gam(GamConfig) = ["gam": "GAM_Model"],
+    Gam(GamConfig) "gated associative memory" = ["gam": "GAM_Model"],
     /// Softmax attention with an output gate.
-    GatedAttention(GatedAttentionModelConfig) = ["qwen3": "Qwen3ForCausalLM"],
+    GatedAttention(GatedAttentionModelConfig) "gated attention" = ["qwen3": "Qwen3ForCausalLM"],
     /// Gated linear attention in every layer.
-    Gla(GlaConfig) = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
+    Gla(GlaConfig) "gated linear attention" = ["gla": "GLAForCausalLM" if |json| json["attn"].is_null()],
     /// The other linear layers of flash-linear-attention, and stacks of them with full attention.
-    Hybrid(HybridConfig) = [
+    Hybrid(HybridConfig) "hybrid linear attention" = [
         "retnet": "RetNetForCausalLM",
         "hgrn": "HGRNForCausalLM",
         "hgrn2": "HGRN2ForCausalLM",
@@ -107,17 +119,21 @@ models! {
         "gla": "GLAForCausalLM",
     ],
     /// Kimi Linear: Kimi Delta Attention, latent attention, experts.
-    KimiLinear(KimiLinearConfig) = ["kimi_linear": "KimiLinearForCausalLM"],
+    KimiLinear(KimiLinearConfig) "Kimi Linear" = ["kimi_linear": "KimiLinearForCausalLM"],
     /// Mamba.
-    Mamba(MambaConfig) = ["mamba": "MambaForCausalLM"],
+    Mamba(MambaConfig) "Mamba" = ["mamba": "MambaForCausalLM"],
+    /// Mixtral: softmax attention and experts.
+    Mixtral(MixtralConfig) "Mixtral" = ["mixtral": "MixtralForCausalLM"],
     /// Softmax attention with a memory of values that all layers share.
-    Move(MoveTextConfig) = ["move": "MoveForCausalLM"],
+    Move(MoveTextConfig) "mixture of value embeddings" = ["move": "MoveForCausalLM"],
+    /// Qwen3-MoE: softmax attention and experts.
+    Qwen3Moe(Qwen3MoeConfig) "Qwen3-MoE" = ["qwen3_moe": "Qwen3MoeForCausalLM"],
     /// Qwen3-Next: gated DeltaNet, gated attention, experts.
-    Qwen3Next(Qwen3NextConfig) = ["qwen3_next": "Qwen3NextForCausalLM"],
+    Qwen3Next(Qwen3NextConfig) "Qwen3-Next" = ["qwen3_next": "Qwen3NextForCausalLM"],
     /// Softmax attention in every layer, as in flash-linear-attention's transformer.
-    Transformer(SoftmaxConfig) = ["transformer": "TransformerForCausalLM"],
+    Transformer(SoftmaxConfig) "softmax attention" = ["transformer": "TransformerForCausalLM"],
     /// TransNormerLLM: Lightning attention.
-    TransNormer(TransNormerConfig) = ["transnormer": "TransnormerForCausalLM"],
+    TransNormer(TransNormerConfig) "TransNormerLLM" = ["transnormer": "TransnormerForCausalLM"],
 }
 
 impl ModuleConfig for AutoConfig {
@@ -150,6 +166,16 @@ impl PretrainedConfig for AutoConfig {
     }
 }
 
+/// Every `model_type` that [`AutoConfig`] reads, sorted.
+pub fn model_types() -> Vec<&'static str> {
+    names(|model| model.model_type)
+}
+
+fn names(of: impl Fn(&Published) -> &'static str) -> Vec<&'static str> {
+    let names: BTreeSet<&str> = PUBLISHED.iter().map(of).collect();
+    names.into_iter().collect()
+}
+
 fn published(json: &Value) -> Result<&'static Published, ConfigError> {
     if !json.is_object() {
         return Err(ConfigError::new("config", json, "a JSON object"));
@@ -163,12 +189,9 @@ fn published(json: &Value) -> Result<&'static Published, ConfigError> {
         _ => got == model.architecture,
     };
     PUBLISHED.iter().filter(known).find(|model| (model.holds)(json)).ok_or_else(|| {
-        let mut known: Vec<&str> = match field {
-            "model_type" => MODEL_TYPES.to_vec(),
-            _ => PUBLISHED.iter().map(|model| model.architecture).collect(),
-        };
-        known.dedup();
-        ConfigError::new(field, got, format!("one of {}", known.join(", ")))
+        let name =
+            |model: &Published| if field == "model_type" { model.model_type } else { model.architecture };
+        ConfigError::new(field, got, format!("one of {}", names(name).join(", ")))
     })
 }
 

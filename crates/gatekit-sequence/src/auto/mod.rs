@@ -13,7 +13,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `model_type` there (or, without it, `architectures`) selects the model; [`MODEL_TYPES`] lists
+//! `model_type` there (or, without it, `architectures`) selects the model; [`model_types`] lists
 //! the known ones.
 
 mod config;
@@ -25,7 +25,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use gatekit_core::checkpoint::{CheckpointError, load_pretrained};
 
-pub use config::{AutoConfig, MODEL_TYPES};
+pub use config::{AutoConfig, model_types};
 pub use model::{AutoModel, AutoNetwork};
 pub use state::AutoState;
 

@@ -10,6 +10,7 @@ use gatekit_core::checkpoint::{CheckpointError, save_pretrained};
 
 use super::config::AutoConfig;
 use super::state::{AutoState, Held};
+use crate::affine_scaled::AffineScaledForCausalLm;
 use crate::deepseek_v3::DeepseekV3ForCausalLm;
 use crate::gated_associative_memory::GamLm;
 use crate::gated_attention::GatedAttentionForCausalLm;
@@ -18,7 +19,9 @@ use crate::hybrid_linear_attention::HybridForCausalLm;
 use crate::kimi_linear::KimiLinearForCausalLm;
 use crate::lm::{CausalLm, StreamingLm};
 use crate::mamba::MambaForCausalLm;
+use crate::mixtral::MixtralForCausalLm;
 use crate::mixture_of_value_embeddings::MoveTextModel;
+use crate::qwen3_moe::Qwen3MoeForCausalLm;
 use crate::qwen3_next::Qwen3NextForCausalLm;
 use crate::softmax::SoftmaxForCausalLm;
 use crate::transnormer::TransNormerLlm;
@@ -132,6 +135,8 @@ macro_rules! networks {
 }
 
 networks! {
+    /// Softmax attention with scaled and shifted weights.
+    AffineScaled(AffineScaledForCausalLm),
     /// DeepSeek-V3.
     DeepseekV3(DeepseekV3ForCausalLm),
     /// Gated associative memory.
@@ -146,8 +151,12 @@ networks! {
     KimiLinear(KimiLinearForCausalLm),
     /// Mamba.
     Mamba(MambaForCausalLm),
+    /// Mixtral.
+    Mixtral(MixtralForCausalLm),
     /// Softmax attention with a memory of values that all layers share.
     Move(MoveTextModel),
+    /// Qwen3-MoE.
+    Qwen3Moe(Qwen3MoeForCausalLm),
     /// Qwen3-Next.
     Qwen3Next(Qwen3NextForCausalLm),
     /// Softmax attention.

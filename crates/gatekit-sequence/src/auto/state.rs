@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use gatekit_core::InputError;
 use gatekit_core::checkpoint::{CheckpointError, SafetensorsFile};
 
+use crate::affine_scaled::AffineScaledState;
 use crate::backbone::{MixerState, ModelState};
 use crate::deepseek_v3::DeepseekV3State;
 use crate::gated_associative_memory::GamState;
@@ -119,6 +120,8 @@ macro_rules! states {
 }
 
 states! {
+    /// Affine-scaled attention: the keys and values of all tokens, and how many there were.
+    AffineScaled(AffineScaledState),
     /// DeepSeek-V3: the latents of all tokens.
     LatentAttention(DeepseekV3State),
     /// Gated associative memory: the last inputs of the convolutions.

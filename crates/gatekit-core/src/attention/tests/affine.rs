@@ -199,3 +199,12 @@ fn averages_of_another_shape_panic() {
     inputs.average = inputs.average.narrow(0, 0, 3);
     run(&inputs, BiasCount::Sequence, None);
 }
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "`average` is not finite")]
+fn averages_that_are_not_finite_panic_in_debug_builds() {
+    let mut inputs = inputs(1, 3, &devices().remove(0));
+    inputs.average = inputs.average.mul_scalar(f64::NAN);
+    run(&inputs, BiasCount::Sequence, None);
+}
