@@ -21,6 +21,7 @@ mod text;
 
 use std::process::ExitCode;
 
+use burn::module::Module;
 use clap::Parser;
 use gatekit::core::ConfigError;
 use gatekit::core::probe::LinePlot;
@@ -70,6 +71,9 @@ fn run(args: &Args) -> Result<(), ExampleError> {
         for (name, config) in text::variants(facts.vocabulary()) {
             let (model, curve) = text.train(name, &config, &facts, seed, &mut results)?;
             curves.push(curve);
+            if seed == experiment.seed {
+                results.record(name, "parameters, thousands", seed, model.num_params() as f64 / 1e3);
+            }
             if name == text::PROBED && seed == experiment.seed {
                 let probe = gates::probe(&model, &facts, &text);
                 say(format!("Gates of {name}: the value's own, and its slots' (mean over all tokens)"));

@@ -280,7 +280,7 @@ mod tests {
             |flags: &str, folder: &Path| output(&args(flags, folder)).expect_err("refused").to_string();
         assert!(refused("--ids 1", Path::new("nowhere")).contains("nowhere"));
         assert!(refused("--ids 96", &tiny("gla-tiny")).contains("96"));
-        assert!(refused("--ids 1 --temperature -1", &tiny("gla-tiny")).contains("temperature"));
+        assert!(refused("--ids 1 --temperature=-1", &tiny("gla-tiny")).contains("temperature"));
         assert!(refused("--prompt a", &tiny("gla-tiny")).contains("tokenizer"));
     }
 

@@ -125,7 +125,6 @@ impl Lab {
         results.record(name, RECALL, seed, recalled);
         results.record(name, "bits a fact", seed, fact_bits);
         results.record(name, "text bits/byte", seed, text_bits);
-        results.record(name, "parameters", seed, model.num_params() as f64);
         Ok((model, curve))
     }
 

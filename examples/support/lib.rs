@@ -7,7 +7,7 @@
 //! | [`tasks`] | synthetic recall and copying, bytes of a text; accuracy and bits per byte |
 //! | [`curves`] | learning the bytes of a text, judged on the way |
 //! | [`results`] | measured values by variant, metric and seed: tables, CSV, JSON, bars |
-//! | [`progress`] | progress bars, lines for the person who watches |
+//! | [`progress`](mod@progress) | progress bars, lines for the person who watches |
 //! | [`error`] | what can stop an experiment |
 //!
 //! An experiment is then little more than its models:

@@ -217,13 +217,15 @@ impl Damage {
             })?,
             Self::Reshape { file, tensor, shape } => weights(files, file, tensor, |parts, name| {
                 let old: Vec<usize> = serde_json::from_value(parts.header[name]["shape"].clone()).ok()?;
-                let count: usize = old.iter().product();
+                let elements =
+                    |shape: &[usize]| shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size));
+                let count = elements(&old)?;
                 let mut reversed = old.clone();
                 reversed.reverse();
                 let mut longer = old.clone();
-                *longer.first_mut()? += 1;
+                *longer.first_mut()? = old.first()?.checked_add(1)?;
                 let mut shorter = old.clone();
-                *shorter.first_mut()? -= 1;
+                *shorter.first_mut()? = old.first()?.checked_sub(1)?;
                 let shapes = [
                     vec![count],
                     vec![1, count],
@@ -235,7 +237,7 @@ impl Damage {
                 ];
                 let shape = choose(&shapes, shape)?.clone();
                 let mut bytes = parts.data[parts.range(name)?].to_vec();
-                bytes.resize(shape.iter().product::<usize>() * bytes.len().checked_div(count)?, 0);
+                bytes.resize(elements(&shape)?.checked_mul(bytes.len().checked_div(count)?)?, 0);
                 parts.splice(name, bytes)?;
                 parts.header[name]["shape"] = json!(shape);
                 Some(())

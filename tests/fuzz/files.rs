@@ -87,7 +87,8 @@ impl Parts {
     pub fn splice(&mut self, name: &str, bytes: Vec<u8>) -> Option<()> {
         let range = self.range(name)?;
         let moved = |offset: u64| match offset as usize >= range.end {
-            true => offset - range.len() as u64 + bytes.len() as u64,
+            // Another damage may have left any number there.
+            true => offset.wrapping_sub(range.len() as u64).wrapping_add(bytes.len() as u64),
             false => offset,
         };
         for other in self.names() {

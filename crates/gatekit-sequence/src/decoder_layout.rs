@@ -4,6 +4,9 @@ use gatekit_core::ConfigError;
 use gatekit_core::checkpoint::TensorLayout;
 use serde_json::Value;
 
+/// More layers for further tokens than any model has.
+const MAX_PREDICTION_LAYERS: usize = 64;
+
 /// Adds the names of the Llama family to `layout`: `model.embed_tokens`, `self_attn`,
 /// `input_layernorm`, `post_attention_layernorm`. Feed-forward layers stay `mlp`. Frequencies of
 /// rotations, which older files hold, are passed over.
@@ -25,6 +28,15 @@ pub(crate) fn without_prediction_layers(
 ) -> TensorLayout {
     (num_hidden_layers..num_hidden_layers + num_nextn_predict_layers)
         .fold(layout, |layout, index| layout.with_ignored(&format!("model.layers.{index}.")))
+}
+
+/// Refuses a number of such layers that no model has.
+pub(crate) fn check_prediction_layers(num_nextn_predict_layers: usize) -> Result<(), ConfigError> {
+    if num_nextn_predict_layers > MAX_PREDICTION_LAYERS {
+        let need = format!("at most {MAX_PREDICTION_LAYERS}");
+        return Err(ConfigError::new("num_nextn_predict_layers", num_nextn_predict_layers, need));
+    }
+    Ok(())
 }
 
 /// The base of the rotation where it is not at the top level; refuses rotations that are scaled.

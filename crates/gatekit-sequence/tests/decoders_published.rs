@@ -53,6 +53,7 @@ fn unusable_kimi_configurations_name_the_field() {
         ("moe_router_activation_func", kimi().with_moe_router_activation_func("relu".into())),
         ("routed_scaling_factor", kimi().with_routed_scaling_factor(f64::INFINITY)),
         ("rms_norm_eps", kimi().with_rms_norm_eps(0.0)),
+        ("num_nextn_predict_layers", kimi().with_num_nextn_predict_layers(usize::MAX)),
     ] {
         let error = config.try_init(&device).expect_err(field);
         assert_eq!(error.field, field, "{error}");
@@ -87,6 +88,7 @@ fn unusable_deepseek_configurations_name_the_field() {
         ("n_shared_experts", deepseek().with_n_shared_experts(usize::MAX)),
         ("moe_intermediate_size", deepseek().with_moe_intermediate_size(0)),
         ("rms_norm_eps", deepseek().with_rms_norm_eps(f64::NAN)),
+        ("num_nextn_predict_layers", deepseek().with_num_nextn_predict_layers(65)),
     ] {
         let error = config.try_init(&device).expect_err(field);
         assert_eq!(error.field, field, "{error}");

@@ -9,6 +9,7 @@ use gatekit_core::router::ScoringFunc;
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 
 use crate::backbone::{BackboneSize, CausalModel, ModelState};
+use crate::decoder_layout::check_prediction_layers;
 use crate::feed_forward::DecoderFeedForward;
 
 /// The language model of DeepSeek-V3.
@@ -152,6 +153,7 @@ impl DeepseekV3Config {
                 ("n_shared_experts", self.sparse_layer().shared_intermediate_size.max(1)),
             ])?;
         }
+        check_prediction_layers(self.num_nextn_predict_layers)?;
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return Err(ConfigError::new("rms_norm_eps", self.rms_norm_eps, "a positive number"));
         }

@@ -15,6 +15,7 @@ use super::config::KimiDeltaAttentionConfig;
 use super::layer::KimiGateValues;
 use super::mixer::{KimiLayerState, KimiMixer};
 use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
+use crate::decoder_layout::check_prediction_layers;
 use crate::feed_forward::DecoderFeedForward;
 
 /// The language model of Kimi Linear.
@@ -270,6 +271,7 @@ impl KimiLinearConfig {
                 ("moe_intermediate_size", self.moe_intermediate_size),
             ])?;
         }
+        check_prediction_layers(self.num_nextn_predict_layers)?;
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return Err(ConfigError::new("rms_norm_eps", self.rms_norm_eps, "a positive number"));
         }
