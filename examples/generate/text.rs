@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn text_is_cut_into_tokens_and_put_together_again() {
         let text = Text::read(Path::new(FIXTURE)).expect("read");
-        for (given, count) in [("the other", 3), ("whether", 4), ("In the end, yes: \"the\"", 18)] {
+        for (given, count) in [("the other", 4), ("whether", 3), ("In the end, yes: \"the\"", 15)] {
             let ids = text.ids(given).expect("encoded");
             assert_eq!(ids.len(), count, "{given}: {ids:?}");
             assert!(ids.iter().all(|id| *id < 96));

@@ -328,12 +328,10 @@ mod tests {
                 let model = made.try_init(&device).unwrap_or_else(|error| panic!("{mixer:?}: {error}"));
                 assert!(!name(&settings).is_empty());
                 let found = bits_per_byte(&model, TEXT, 40..72, &settings, &device);
-                // At first all bytes are about equally likely.
-                assert!((found - 8.0).abs() < 0.6, "{mixer:?}: {found}");
-                assert!(
-                    gates(&model, TEXT, 1, &device).len()
-                        >= if mixer == Mixer::Gla && hybrid.is_none() { 4 } else { 0 }
-                );
+                // At first nothing is known; embeddings that also are the head may even be sure of the wrong byte.
+                assert!(found.is_finite() && found > 6.0, "{mixer:?}: {found}");
+                let gates = gates(&model, TEXT, 1, &device).len();
+                assert_eq!(gates, if mixer == Mixer::Gla && hybrid.is_none() { 4 } else { 0 });
             }
         }
     }
