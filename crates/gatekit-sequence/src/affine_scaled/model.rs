@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::layer::{AffineScaledAttention, AffineScaledAttentionConfig, AttentionVariant, ScaleActivation};
 use super::state::AffineCache;
 use crate::backbone::{BackboneSize, CausalModel, ModelState};
-use crate::gated_attention::decoder_layout;
+use crate::decoder_layout::llama_names;
 
 /// The language model of affine-scaled attention: Llama's blocks.
 pub type AffineScaledForCausalLm = CausalModel<AffineScaledAttention>;
@@ -164,7 +164,7 @@ impl PretrainedConfig for AffineScaledModelConfig {
             )
             .with_prefix(&format!("{prefix}attention.gate."), published)
             .with_prefix(&format!("{prefix}attention."), published);
-        let layout = decoder_layout(layout);
+        let layout = llama_names(layout);
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
             false => layout,

@@ -19,5 +19,3 @@ mod model;
 
 pub use layer::{FusedGatedAttention, FusedGatedAttentionConfig, GatedAttention, GatedAttentionConfig};
 pub use model::{GatedAttentionForCausalLm, GatedAttentionModelConfig, GatedAttentionState};
-
-pub(crate) use model::decoder_layout;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::layer::FusedGatedAttentionConfig;
 use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
+use crate::decoder_layout::llama_names;
 
 /// The language model of gated attention: Qwen3's blocks with a gate behind each head's attention.
 pub type GatedAttentionForCausalLm = CausalModel<CausalAttention>;
@@ -202,21 +203,13 @@ impl PretrainedConfig for GatedAttentionModelConfig {
     }
 
     fn layout(&self) -> TensorLayout {
-        let layout = decoder_layout(TensorLayout::default())
-            .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
+        let layout = llama_names(
+            TensorLayout::default().with_prefix("model.layers.{}.attn.gate.", "model.layers.{}.self_attn."),
+        )
+        .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
             false => layout,
         }
     }
-}
-
-/// Llama's names for the tensors of a [`CausalModel`] with softmax attention, after what `layout` says.
-pub(crate) fn decoder_layout(layout: TensorLayout) -> TensorLayout {
-    layout
-        .with_prefix("model.embeddings.", "model.embed_tokens.")
-        .with_prefix("model.layers.{}.attn_norm.", "model.layers.{}.input_layernorm.")
-        .with_prefix("model.layers.{}.mlp_norm.", "model.layers.{}.post_attention_layernorm.")
-        .with_prefix("model.layers.{}.attn.gate.", "model.layers.{}.self_attn.")
-        .with_prefix("model.layers.{}.attn.", "model.layers.{}.self_attn.")
 }
