@@ -59,6 +59,7 @@ fn variants() -> Vec<(&'static str, AffineScaledModelConfig)> {
         ("gate", softmax().with_output_gate(OutputGateKind::Elementwise)),
         ("affine", config.clone()),
         ("affine, visible", config.clone().with_bias_count(BiasCount::Visible)),
+        ("affine, no shift", config.clone().with_bias_count(BiasCount::None)),
         ("affine, sigmoid", config.clone().with_alpha_activation(ScaleActivation::Sigmoid)),
         ("affine and gate", config.with_output_gate(OutputGateKind::Elementwise)),
     ]

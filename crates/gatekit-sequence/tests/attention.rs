@@ -202,7 +202,7 @@ fn averages_move_in_training_alone_and_are_saved() {
 #[test]
 fn the_future_gets_nothing_from_the_shift() {
     for device in devices() {
-        for count in [BiasCount::Sequence, BiasCount::Visible] {
+        for count in [BiasCount::Sequence, BiasCount::Visible, BiasCount::None] {
             let model = enlivened(affine().with_bias_count(count).init(&device));
             let ids = tokens(1, 7, &device);
             let other = Tensor::cat(vec![ids.clone().narrow(1, 0, 6), Tensor::zeros([1, 1], &device)], 1);
@@ -396,7 +396,7 @@ fn bad_configurations_are_refused() {
 #[test]
 fn scales_are_measured() {
     for device in devices() {
-        for count in [BiasCount::Sequence, BiasCount::Visible] {
+        for count in [BiasCount::Sequence, BiasCount::Visible, BiasCount::None] {
             let config = AffineScaledAttentionConfig::new(8, 2).with_bias_count(count);
             let layer = enlivened(config.init(&device));
             let x = Tensor::<3>::random([2, 5, 8], burn::tensor::Distribution::Default, &device);

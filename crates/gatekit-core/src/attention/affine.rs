@@ -17,6 +17,8 @@ pub enum BiasCount {
     Sequence,
     /// The keys that the query sees: then every row of weights sums to the average m.
     Visible,
+    /// Nothing: no shift at all (N infinite), the scale alone. An ablation.
+    None,
 }
 
 /// `o_t = sum_{j <= t} (alpha_t P_tj + (m - alpha_t) / N_t) v_j`, with `P` the causal softmax.
@@ -113,6 +115,7 @@ fn shares(count: BiasCount, positions: Positions<'_>, like: &Tensor<3>) -> Tenso
     let time = like.dims()[1];
     let shares: Vec<f64> = match (count, positions) {
         (BiasCount::Visible, _) => vec![1.0; time],
+        (BiasCount::None, _) => vec![0.0; time],
         (BiasCount::Sequence, Positions::From(first)) => {
             (1..=time).map(|seen| (first + seen) as f64 / (first + time) as f64).collect()
         }

@@ -217,6 +217,7 @@ impl AffineScaledAttention {
         let counts = match self.count {
             BiasCount::Visible => visible.clone().sum_dim(1),
             BiasCount::Sequence => visible.clone().sum_dim(1).full_like(time as f64),
+            BiasCount::None => visible.clone().sum_dim(1).full_like(f64::INFINITY),
         };
         let spread = (visible / counts).cast(alpha.dtype()).unsqueeze::<4>();
         let scale = alpha.clone().swap_dims(1, 2).reshape([batch, heads, time, 1]);

@@ -46,8 +46,12 @@ fn by_hand(inputs: &Inputs, count: BiasCount) -> (Vec<f64>, Vec<f64>) {
     for head in 0..HEADS {
         for t in 0..time {
             let scale = alpha[t * HEADS + head];
-            let keys = if count == BiasCount::Visible { t + 1 } else { time };
-            let shift = (average[head] - scale) / keys as f64;
+            let keys = match count {
+                BiasCount::Sequence => time as f64,
+                BiasCount::Visible => (t + 1) as f64,
+                BiasCount::None => f64::INFINITY,
+            };
+            let shift = (average[head] - scale) / keys;
             for j in 0..=t {
                 let weight = scale * weights[(head * time + t) * time + j] + shift;
                 mass[head * time + t] += weight;
@@ -64,7 +68,7 @@ fn by_hand(inputs: &Inputs, count: BiasCount) -> (Vec<f64>, Vec<f64>) {
 #[test]
 fn matches_weights_written_out() {
     for device in devices() {
-        for count in [BiasCount::Sequence, BiasCount::Visible] {
+        for count in [BiasCount::Sequence, BiasCount::Visible, BiasCount::None] {
             for time in [1, 6] {
                 let inputs = inputs(1, time, &device);
                 let (mass, out) = by_hand(&inputs, count);
