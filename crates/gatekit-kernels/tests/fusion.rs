@@ -16,6 +16,7 @@ use burn_cubecl::CubeBackend;
 use gatekit_kernels::{
     conv::{ConvolutionBackend, ConvolutionSpec},
     gate::{Activation, GateBackend},
+    grouped::GroupedBackend,
     norm::{NormBackend, NormSpec},
     scan::{DecayKind, ElementwiseSpec, GradientOf, ScanBackend, ScanSpec, StepSpec, WriteKind},
     selective::{SelectiveBackend, SelectiveSpec},
@@ -192,6 +193,20 @@ fn the_portable_form_rounds_elsewhere() {
         read(CubeBackend::matrix_scan(q, k, v, g, beta, state, spec).0)
     });
     assert!(fused.bytes() != portable.bytes());
+}
+
+#[test]
+fn grouped_products() {
+    // The second group has no rows.
+    let offsets: Arc<[usize]> = Arc::from([0, 3, 3, 7]);
+    for [main, _] in types() {
+        let mut source = Source(Numbers(9));
+        let x = source.tensor([7, 5], ANY, main);
+        let weight = source.tensor([3, 4, 5], ANY, main);
+        let gradient = source.tensor([7, 4], ANY, main);
+        compare!(GroupedBackend::grouped_matmul[&x, &weight](offsets.clone()));
+        compare!(GroupedBackend::grouped_matmul_backward[&x, &weight, &gradient](offsets.clone()) -> 0 1);
+    }
 }
 
 #[test]
