@@ -15,10 +15,10 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use clap::Parser;
 use gatekit::core::attention::{CausalAttentionConfig, KvCache};
+use gatekit::core::checkpoint::named_parameters;
 use gatekit::core::probe::{LinePlot, PlotError};
 use gatekit::core::{ConfigError, ModuleConfig};
 use gatekit::sequence::gla::GatedLinearAttentionConfig;
@@ -165,9 +165,11 @@ fn run(args: &Args) -> Result<(), ExampleError> {
         for (task, vocabulary) in [(Task::Recall, VOCABULARY), (Task::Bytes, 256)] {
             for (name, config) in models(vocabulary, &args.only)? {
                 if task == Task::Recall || recommended(&name) {
-                    // Weights depend on the seed alone, whatever runs beside them.
                     device.seed(seed);
-                    jobs.push(Job { task, name, seed, model: config.try_init(&device)?.materialize() });
+                    let model = config.try_init(&device)?;
+                    // Reading the weights draws them now: they depend on the seed alone, whatever runs beside them.
+                    named_parameters(&model);
+                    jobs.push(Job { task, name, seed, model });
                 }
             }
         }
