@@ -291,6 +291,15 @@ impl Targets {
     }
 }
 
+/// What every model asks of its input: a token at least, and in debug builds that it knows all of them.
+pub(crate) fn expect_tokens(model: &impl CausalLm, input_ids: &Tensor<2, Int>) {
+    let dims = input_ids.dims();
+    assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
+    if cfg!(debug_assertions) {
+        model.check_ids(input_ids).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
 fn is_token(id: i64, vocab_size: usize) -> bool {
     usize::try_from(id).is_ok_and(|id| id < vocab_size)
 }

@@ -11,7 +11,7 @@ use gatekit_core::sequence::Packing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig, init};
 
 use super::{BackboneSize, FeedForward, MixerContext, ModelState, TokenMixer};
-use crate::lm::{CausalLm, StreamingLm};
+use crate::lm::{CausalLm, StreamingLm, expect_tokens};
 
 /// One pre-norm block: `x += attn(RMSNorm(x)); x += mlp(RMSNorm(x))`.
 #[derive(Module, Debug)]
@@ -127,11 +127,7 @@ impl<M: TokenMixer, F: FeedForward> CausalModel<M, F> {
     ///
     /// When there is no token, and in debug builds for a token outside the vocabulary.
     pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        let dims = input_ids.dims();
-        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
-        if cfg!(debug_assertions) {
-            self.check_ids(&input_ids).unwrap_or_else(|error| panic!("{error}"));
-        }
+        expect_tokens(self, &input_ids);
         self.model.embeddings.forward(input_ids)
     }
 

@@ -12,7 +12,7 @@ use super::layer::GamBlock;
 use super::mixer::GamGates;
 use super::state::GamBlockState;
 use crate::backbone::{ModelState, padding};
-use crate::lm::{CausalLm, IGNORED_LABEL, StreamingLm, Targets};
+use crate::lm::{CausalLm, IGNORED_LABEL, StreamingLm, Targets, expect_tokens};
 
 /// The streaming state of a [`GamLm`], of constant size: one state a block.
 pub type GamState = ModelState<GamBlockState>;
@@ -122,11 +122,8 @@ impl GamLm {
         position: usize,
         boundaries: Option<&Boundaries>,
     ) -> Tensor<3> {
-        let dims @ [_, time] = input_ids.dims();
-        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
-        if cfg!(debug_assertions) {
-            self.check_ids(&input_ids).unwrap_or_else(|error| panic!("{error}"));
-        }
+        expect_tokens(self, &input_ids);
+        let [_, time] = input_ids.dims();
         let positions: Vec<usize> = match boundaries {
             Some(boundaries) => boundaries.position_in_segment(),
             None => (position..position + time).collect(),

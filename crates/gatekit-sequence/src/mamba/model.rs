@@ -11,7 +11,7 @@ use gatekit_core::scan::ScanForm;
 use super::mixer::MambaMixer;
 use super::state::MambaState;
 use crate::backbone::{ModelState, padding};
-use crate::lm::{CausalLm, StreamingLm};
+use crate::lm::{CausalLm, StreamingLm, expect_tokens};
 
 /// The streaming state of [`MambaForCausalLm`], of constant size.
 pub type MambaModelState = ModelState<MambaState>;
@@ -91,11 +91,7 @@ impl MambaForCausalLm {
     }
 
     fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        let dims = input_ids.dims();
-        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
-        if cfg!(debug_assertions) {
-            self.check_ids(&input_ids).unwrap_or_else(|error| panic!("{error}"));
-        }
+        expect_tokens(self, &input_ids);
         self.backbone.embeddings.forward(input_ids)
     }
 

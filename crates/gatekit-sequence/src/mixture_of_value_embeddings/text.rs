@@ -15,7 +15,7 @@ use super::latent::MoveLatentAttention;
 use super::memory::ValueEmbeddings;
 use super::mixer::ValueMixer;
 use crate::backbone::{ModelState, padding};
-use crate::lm::{CausalLm, StreamingLm, Targets};
+use crate::lm::{CausalLm, StreamingLm, Targets, expect_tokens};
 
 /// The target that [`MoveTextModel::target_loss`] does not count.
 pub const IGNORED_TARGET: i64 = -1;
@@ -233,19 +233,11 @@ impl MoveTextModel {
             cap => logits.div_scalar(cap).tanh().mul_scalar(cap),
         }
     }
-
-    fn check_in_debug(&self, input_ids: &Tensor<2, Int>) {
-        let dims = input_ids.dims();
-        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
-        if cfg!(debug_assertions) {
-            self.check_ids(input_ids).unwrap_or_else(|error| panic!("{error}"));
-        }
-    }
 }
 
 impl CausalLm for MoveTextModel {
     fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        self.check_in_debug(&input_ids);
+        expect_tokens(self, &input_ids);
         let packing = attention_mask.and_then(|mask| padding(&mask, input_ids.dims()));
         match packing {
             None => self.run(input_ids, |attn, x, memory| attn.forward(x, memory, None)),
@@ -284,7 +276,7 @@ impl StreamingLm for MoveTextModel {
     }
 
     fn prefill(&self, input_ids: Tensor<2, Int>, state: MoveTextState) -> (Tensor<3>, MoveTextState) {
-        self.check_in_debug(&input_ids);
+        expect_tokens(self, &input_ids);
         if let Err(error) = self.check_state(&state, input_ids.dims()[0]) {
             panic!("{error}");
         }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::delta_net::PackedGatedDeltaNetConfig;
 use super::{Qwen3NextForCausalLm, Qwen3NextMixer};
 use crate::backbone::{BackboneSize, CausalModel};
+use crate::decoder_layout::attention_field;
 use crate::feed_forward::DecoderFeedForward;
 
 /// What a layer of the stack is.
@@ -202,17 +203,6 @@ impl Qwen3NextConfig {
             None => Ok(()),
         }
     }
-}
-
-/// What the fields of full attention are called in the released models.
-fn attention_field(error: ConfigError) -> ConfigError {
-    let field = match error.field.as_str() {
-        "num_heads" => "num_attention_heads",
-        "num_kv_heads" => "num_key_value_heads",
-        "norm_eps" => "rms_norm_eps",
-        field => field,
-    };
-    ConfigError { field: field.to_string(), ..error }
 }
 
 impl ModuleConfig for Qwen3NextConfig {

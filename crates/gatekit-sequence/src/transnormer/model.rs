@@ -11,7 +11,7 @@ use super::config::TransNormerConfig;
 use super::layer::TransNormerLayer;
 use super::state::NormLinearAttentionState;
 use crate::backbone::{ModelState, padding};
-use crate::lm::{CausalLm, IGNORED_LABEL, StreamingLm, Targets};
+use crate::lm::{CausalLm, IGNORED_LABEL, StreamingLm, Targets, expect_tokens};
 
 /// The streaming state of a [`TransNormerLlm`], of constant size: one state a layer.
 pub type TransNormerState = ModelState<NormLinearAttentionState>;
@@ -94,11 +94,7 @@ impl TransNormerLlm {
 
     /// Scaled embeddings.
     fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        let dims = input_ids.dims();
-        assert!(!dims.contains(&0), "`input_ids` holds no token, shape {dims:?}");
-        if cfg!(debug_assertions) {
-            self.check_ids(&input_ids).unwrap_or_else(|error| panic!("{error}"));
-        }
+        expect_tokens(self, &input_ids);
         self.model.embed_tokens.forward(input_ids).mul_scalar(self.embed_scale)
     }
 
