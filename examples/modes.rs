@@ -1,0 +1,4 @@
+//! The experiment of this system.
+#![allow(missing_docs)]
+
+fn main() {}
