@@ -14,4 +14,4 @@ mod tests;
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
 pub use plan::DispatchPlan;
-pub use prefix::{PrefixPlan, PrefixState, prefix_execute};
+pub use prefix::{PrefixPlan, PrefixState, depth_execute, prefix_execute};
