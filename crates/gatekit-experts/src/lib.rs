@@ -3,6 +3,9 @@
 //! | module | owns |
 //! |---|---|
 //! | [`moe`] | the mixture-of-experts layer of Mixtral, Qwen3-MoE and DeepSeek-V3 (from the core) |
+//! | [`thor`] | experts drawn at random in place of a router, trained to agree |
 #![deny(missing_docs)]
+
+pub mod thor;
 
 pub use gatekit_core::moe;

@@ -12,6 +12,7 @@ pub mod mamba_icl;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
+pub mod thor;
 pub mod transnormer_llm;
 
 use burn::tensor::Device;
@@ -46,6 +47,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("mamba-icl", mamba_icl::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 
