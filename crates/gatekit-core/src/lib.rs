@@ -9,6 +9,7 @@ pub mod config;
 pub mod conv;
 pub mod decay;
 pub mod dispatch;
+pub mod divergence;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
