@@ -9,6 +9,7 @@ pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod modes;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
@@ -45,6 +46,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("modes", modes::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
     ("thor", thor::ROWS),
