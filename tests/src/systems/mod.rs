@@ -9,6 +9,8 @@ pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod mixer_experts;
+pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
@@ -44,6 +46,8 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("mixer-experts", mixer_experts::ROWS),
+    ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
