@@ -15,6 +15,7 @@ pub mod feed_forward;
 pub mod gate;
 pub mod glu;
 pub mod init;
+pub mod linalg;
 pub mod lrpe;
 pub mod memory_bank;
 pub mod mlp;

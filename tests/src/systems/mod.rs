@@ -10,6 +10,8 @@ pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
 pub mod modes;
+pub mod mixer_experts;
+pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
@@ -47,6 +49,8 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
     ("modes", modes::ROWS),
+    ("mixer-experts", mixer_experts::ROWS),
+    ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
     ("thor", thor::ROWS),
