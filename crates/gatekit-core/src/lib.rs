@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
+pub mod cross_entropy;
 pub mod decay;
 pub mod dispatch;
 pub mod error;

@@ -2,12 +2,14 @@
 
 mod attention;
 mod bars;
+mod calibration;
 mod experts;
 mod plot;
 mod statistics;
 
 pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
+pub use calibration::{BinStrategy, calibration_error, conformal_threshold};
 pub use experts::ExpertLoad;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
