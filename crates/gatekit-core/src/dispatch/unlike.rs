@@ -235,7 +235,8 @@ mod tests {
     fn tuples_are_cut_together() {
         for device in devices() {
             let states = float32(&ramp(12, 1.0), [3, 2, 2], &device);
-            let mask = Tensor::<2>::from_data([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], &device).greater_elem(0.5);
+            let mask =
+                Tensor::<2>::from_data([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], &device).greater_elem(0.5);
             let both = (states.clone(), mask);
             let (some, kept) = both.select_rows(&[2, 0]);
             assert_eq!((both.rows(), some.dims(), kept.dims()), (3, [2, 2, 2], [2, 2]));

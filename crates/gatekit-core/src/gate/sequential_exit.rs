@@ -165,11 +165,7 @@ impl ExitDistribution {
     /// Unless there are L + 1 values.
     pub fn expectation(&self, values: &[f64]) -> Tensor<1> {
         let [_, exits] = self.probs.dims();
-        assert!(
-            values.len() == exits,
-            "ExitDistribution: {} `values` for {exits} exits",
-            values.len()
-        );
+        assert!(values.len() == exits, "ExitDistribution: {} `values` for {exits} exits", values.len());
         let row = Tensor::<1>::from_data(values, (&self.probs.device(), self.probs.dtype()));
         (self.probs.clone() * row.unsqueeze_dim(0)).sum_dim(1).squeeze_dim(1)
     }
@@ -201,7 +197,8 @@ mod tests {
             for gates in [1, 2, 7] {
                 let logits: Vec<f64> = ramp(5 * gates, 3.0).iter().map(|z| z - 0.5).collect();
                 let distribution = exits.forward(float64(&logits, [5, gates], &device));
-                let (got, hazards) = (values(distribution.probs.clone()), values(distribution.hazards.clone()));
+                let (got, hazards) =
+                    (values(distribution.probs.clone()), values(distribution.hazards.clone()));
                 let levels: Vec<i64> = distribution.levels().into_data().iter::<i64>().collect();
                 for (row, logits) in logits.chunks(gates).enumerate() {
                     let (probs, expected) = by_hand(logits);

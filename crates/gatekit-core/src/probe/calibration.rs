@@ -141,7 +141,11 @@ mod tests {
         assert_eq!(sure, 0.0);
         let wrong = calibration_error(&[1.0; 3], &[false; 3], 15, BinStrategy::Uniform).unwrap();
         assert_eq!(wrong, 1.0);
-        assert_close(&[calibration_error(&[0.7], &[true], 15, BinStrategy::Quantile).unwrap()], &[0.3], 1e-12);
+        assert_close(
+            &[calibration_error(&[0.7], &[true], 15, BinStrategy::Quantile).unwrap()],
+            &[0.3],
+            1e-12,
+        );
     }
 
     #[test]

@@ -34,9 +34,10 @@ impl ExpertKind {
     ///
     /// [`ConfigError`] for an unknown one.
     pub fn parse(name: &str) -> Result<Self, ConfigError> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-            ConfigError::new("experts", format!("`{name}`"), "one of ffnn, gru")
-        })
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| ConfigError::new("experts", format!("`{name}`"), "one of ffnn, gru"))
     }
 
     /// Its name in configuration files.

@@ -126,7 +126,8 @@ impl Gru {
         for step in 0..time {
             let from_input: Tensor<2> = input.clone().narrow(1, step, 1).squeeze_dim(1);
             let from_state = state.clone().matmul(recurrent.clone()) + bias.clone();
-            let both = from_input.clone().narrow(1, 0, 2 * hidden) + from_state.clone().narrow(1, 0, 2 * hidden);
+            let both =
+                from_input.clone().narrow(1, 0, 2 * hidden) + from_state.clone().narrow(1, 0, 2 * hidden);
             let both = sigmoid(both);
             let (reset, update) = (both.clone().narrow(1, 0, hidden), both.narrow(1, hidden, hidden));
             let candidate = from_input.narrow(1, 2 * hidden, hidden);
@@ -169,11 +170,17 @@ pub enum HectoExpert {
 
 impl HectoExpert {
     /// A fresh expert of this kind and the configuration's widths.
-    pub(super) fn try_new(kind: ExpertKind, config: &HectoConfig, device: &Device) -> Result<Self, ConfigError> {
+    pub(super) fn try_new(
+        kind: ExpertKind,
+        config: &HectoConfig,
+        device: &Device,
+    ) -> Result<Self, ConfigError> {
         let (input, hidden, outputs) = (config.input_dim, config.hidden_dim, config.num_outputs);
         let linear = |d_in, d_out| LinearConfig::new(d_in, d_out).init(device);
         Ok(match kind {
-            ExpertKind::Ffnn => Self::Ffnn(FfnnExpert { fc1: linear(input, hidden), fc2: linear(hidden, outputs) }),
+            ExpertKind::Ffnn => {
+                Self::Ffnn(FfnnExpert { fc1: linear(input, hidden), fc2: linear(hidden, outputs) })
+            }
             ExpertKind::Gru => Self::Gru(GruExpert {
                 gru: GruConfig::new(input, hidden).try_init(device)?,
                 out: linear(hidden, outputs),

@@ -3,10 +3,10 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::tensor::activation::softmax;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use gatekit_core::gate::{first_argmax, one_hot_argmax, straight_through_one_hot};
 use gatekit_core::router::Phase;
-use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
+use gatekit_core::{ConfigError, ModuleConfig, check_sizes, widen};
 
 use super::config::Estimator;
 
@@ -114,13 +114,5 @@ impl ModuleDisplay for Top1Gate {
             .add("num_experts", &self.config.num_experts)
             .add("temperature", &self.config.temperature)
             .optional()
-    }
-}
-
-/// Half precision as float32, all else unchanged.
-pub(super) fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
     }
 }

@@ -84,7 +84,11 @@ impl HectoHead {
         if batch == 0 {
             let zeros = |width| Tensor::zeros([0, width], (&states.device(), states.dtype()));
             let choice = Tensor::zeros([0], &states.device());
-            return Ok(HectoOutput { y: zeros(self.num_outputs()), probs: zeros(self.experts.len()), choice });
+            return Ok(HectoOutput {
+                y: zeros(self.num_outputs()),
+                probs: zeros(self.experts.len()),
+                choice,
+            });
         }
         check_mask(&mask)?;
         if states.clone().detach().is_nan().any().into_scalar::<bool>() {
@@ -139,9 +143,8 @@ impl HectoHead {
 pub fn check_mask(mask: &Tensor<2, Bool>) -> Result<(), InputError> {
     let [batch, time] = mask.dims();
     let flat: Vec<bool> = mask.to_data().iter::<bool>().collect();
-    let refused = |row: usize, got: &str, need: &str| {
-        Err(InputError::new("mask", format!("row {row} {got}"), need))
-    };
+    let refused =
+        |row: usize, got: &str, need: &str| Err(InputError::new("mask", format!("row {row} {got}"), need));
     for row in 0..batch {
         let counts = &flat[row * time..(row + 1) * time];
         let tokens = counts.iter().filter(|counts| **counts).count();

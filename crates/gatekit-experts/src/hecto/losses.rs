@@ -3,10 +3,8 @@
 use burn::config::Config;
 use burn::tensor::{Int, Tensor};
 use gatekit_core::cross_entropy::{check_labels, cross_entropies};
-use gatekit_core::{ConfigError, InputError};
+use gatekit_core::{ConfigError, InputError, widen};
 use serde::{Deserialize, Serialize};
-
-use super::gate::widen;
 
 /// Added to probabilities before their logarithm.
 const EPSILON: f64 = 1e-8;

@@ -129,7 +129,11 @@ impl HectoModel {
     /// # Panics
     ///
     /// When the mask has another shape.
-    pub fn forward(&self, input_ids: Tensor<2, Int>, mask: Tensor<2, Bool>) -> Result<HectoOutput, InputError> {
+    pub fn forward(
+        &self,
+        input_ids: Tensor<2, Int>,
+        mask: Tensor<2, Bool>,
+    ) -> Result<HectoOutput, InputError> {
         self.head.forward(self.encode(input_ids, &mask)?, mask)
     }
 }

@@ -2,12 +2,11 @@
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
-use gatekit_core::InputError;
 use gatekit_core::cross_entropy::check_labels;
 use gatekit_core::probe::{calibration_error, conformal_threshold};
+use gatekit_core::{InputError, widen};
 
 use super::exits::{EarlyExits, ExitDecision};
-use super::gate::widen;
 use super::losses::{BestExits, best_exits};
 
 /// Least samples of an exit for a conformal threshold of its own, less one.
@@ -111,9 +110,8 @@ impl ConformalThresholds {
     ///
     /// [`InputError`] for `alpha` outside (0, 1).
     pub fn fit(report: &ExitReport, alpha: f64) -> Result<Self, InputError> {
-        let score = |sample: usize| {
-            (1.0 - report.probabilities[sample][report.labels[sample]]).clamp(0.0, 1.0)
-        };
+        let score =
+            |sample: usize| (1.0 - report.probabilities[sample][report.labels[sample]]).clamp(0.0, 1.0);
         let samples = 0..report.labels.len();
         let of_exit = |exit: usize| {
             let scores: Vec<f64> =

@@ -162,7 +162,8 @@ impl EarlyExits {
         let exit_level = output.distribution.levels();
         let [batch, _, classes] = output.exit_logits.dims();
         let device = output.exit_logits.device();
-        let costs = Tensor::<1>::from_data(&self.config.cost_per_exit[..], (&device, output.exit_logits.dtype()));
+        let costs =
+            Tensor::<1>::from_data(&self.config.cost_per_exit[..], (&device, output.exit_logits.dtype()));
         let (logits, cost) = match batch {
             0 => {
                 let none = Tensor::zeros([0, classes], (&device, output.exit_logits.dtype()));
@@ -170,7 +171,10 @@ impl EarlyExits {
             }
             _ => {
                 let rows = exit_level.clone().reshape([batch, 1, 1]).expand([batch, 1, classes]);
-                (output.exit_logits.clone().gather(1, rows).squeeze_dim(1), costs.select(0, exit_level.clone()))
+                (
+                    output.exit_logits.clone().gather(1, rows).squeeze_dim(1),
+                    costs.select(0, exit_level.clone()),
+                )
             }
         };
         let expected_cost = output.distribution.expectation(&self.config.cost_per_exit);
@@ -193,5 +197,9 @@ pub(super) fn check_numbers(exit_logits: &Tensor<3>) -> Result<(), InputError> {
 
 pub(super) fn not_a_number(exit: usize, exits: usize, classes: usize) -> InputError {
     let name = if exit + 1 == exits { "the final head" } else { "an exit before it" };
-    InputError::new(format!("exit_logits[{exit}]"), "NaN", format!("{classes} numbers from exit {exit} ({name})"))
+    InputError::new(
+        format!("exit_logits[{exit}]"),
+        "NaN",
+        format!("{classes} numbers from exit {exit} ({name})"),
+    )
 }

@@ -3,7 +3,8 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+use gatekit_core::widen;
 
 /// Measures of doubt that a gate sees.
 const FEATURES: usize = 4;
@@ -63,13 +64,5 @@ impl UncertaintyGate {
     pub fn of_features(&self, features: Tensor<2>) -> Tensor<2> {
         let dtype = self.linear.weight.val().dtype();
         self.linear.forward(features.cast(dtype))
-    }
-}
-
-/// Half precision as float32, all else unchanged.
-pub(super) fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
     }
 }

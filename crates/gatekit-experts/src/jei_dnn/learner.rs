@@ -127,7 +127,9 @@ impl ExitLearner for SgdExitLearner {
         let output = self.exits.forward(batch.features.autodiff());
         let loss = match phase {
             ExitPhase::WarmUp => warmup_loss(output.exit_logits, &labels)?,
-            ExitPhase::Gates => exit_gate_loss(output.gate_logits, &output.exit_logits, &labels, config)?.loss,
+            ExitPhase::Gates => {
+                exit_gate_loss(output.gate_logits, &output.exit_logits, &labels, config)?.loss
+            }
             ExitPhase::Classifiers => {
                 let weighting = config.module_weighting;
                 inference_module_loss(output.exit_logits, output.distribution.probs, &labels, weighting)?

@@ -1,14 +1,13 @@
 //! What gates and classifiers are trained on.
 
+use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use gatekit_core::InputError;
 use gatekit_core::cross_entropy::{check_labels, cross_entropies};
 use gatekit_core::decay::softplus_stable;
-use burn::tensor::activation::softmax;
+use gatekit_core::{InputError, widen};
 
 use super::config::{GateObjective, JeiDnnConfig, ModuleWeighting};
 use super::exits::check_numbers;
-use super::gate::widen;
 
 /// Probabilities below this leave a sample at no exit that has a classifier to train.
 const NO_PROBABILITY: f64 = 1e-30;

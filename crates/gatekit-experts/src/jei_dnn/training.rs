@@ -114,8 +114,8 @@ impl AlternatingTrainer {
         learner: &mut L,
         mut batches: impl FnMut(usize) -> I,
     ) -> Result<TrainingReport, InputError> {
-        let mut report = TrainingReport::default();
-        report.warmup = self.warm_up(learner, &mut batches)?;
+        let warmup = self.warm_up(learner, &mut batches)?;
+        let mut report = TrainingReport { warmup, ..TrainingReport::default() };
         learner.begin_phases(self.freeze_classifiers);
         let mut count = 0;
         for epoch in 0..self.epochs {
