@@ -6,7 +6,9 @@ pub mod affine_scaled_attention;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
+pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
 pub mod modes;
@@ -45,7 +47,9 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),
+    ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
     ("modes", modes::ROWS),

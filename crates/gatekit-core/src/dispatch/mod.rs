@@ -8,7 +8,9 @@ mod grouped;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod unlike;
 
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
 pub use plan::DispatchPlan;
+pub use unlike::{Expert, Rows, unlike_experts};

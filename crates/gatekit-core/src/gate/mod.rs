@@ -11,6 +11,7 @@ mod activation;
 mod functions;
 mod layers;
 mod selective;
+mod sequential_exit;
 mod sum;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub use functions::{
 };
 pub use layers::{Highway, HighwayConfig, OutputGate, OutputGateConfig, TanhGate, TanhGateConfig};
 pub use selective::{selective_gate, selective_log_gate};
+pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use sum::{GatedSum, GatedSumConfig, gated_sum};
