@@ -10,8 +10,11 @@ mod plan;
 mod prefix;
 #[cfg(test)]
 mod tests;
+mod unlike;
 
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
 pub use plan::DispatchPlan;
 pub use prefix::{PrefixPlan, PrefixState, depth_execute, prefix_execute};
+pub use prefix::{PrefixPlan, PrefixState, prefix_execute};
+pub use unlike::{Expert, Rows, unlike_experts};

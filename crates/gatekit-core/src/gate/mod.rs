@@ -11,6 +11,7 @@ mod activation;
 mod functions;
 mod layers;
 mod selective;
+mod sequential_exit;
 mod straight_through;
 mod sum;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use functions::{
 };
 pub use layers::{Highway, HighwayConfig, OutputGate, OutputGateConfig, TanhGate, TanhGateConfig};
 pub use selective::{selective_gate, selective_log_gate};
+pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use straight_through::{
     first_argmax, gumbel_noise, gumbel_softmax, one_hot_argmax, straight_through_one_hot,
 };
