@@ -150,7 +150,9 @@ fn record_dense(
 }
 
 fn accuracies(name: &str, judgement: &Judgement, study: &Study, seed: u64, results: &mut Results) {
-    results.record(name, ACCURACY, seed, judgement.accuracy(&study.tests, 0..=CLUTTER));
+    let accuracy = judgement.accuracy(&study.tests, 0..=CLUTTER);
+    say(format!("{name}, seed {seed}: accuracy {accuracy:.3}"));
+    results.record(name, ACCURACY, seed, accuracy);
     for (low, high) in LEVELS {
         let metric = format!("clutter {low}-{high}");
         results.record(name, &metric, seed, judgement.accuracy(&study.tests, low..=high));

@@ -36,12 +36,12 @@ impl Study {
     pub fn new(experiment: &Experiment, seed: u64, device: &Device) -> Self {
         let mut random = tasks::random(1_000_000 + seed);
         Self {
-            teacher: experiment.steps(700, 4),
+            teacher: experiment.steps(1000, 4),
             distillation: experiment.steps(150, 3),
             gates: experiment.steps(60, 2),
-            tuning: experiment.steps(150, 3),
+            tuning: experiment.steps(240, 3),
             batch: experiment.steps(32, 4),
-            tests: (0..experiment.steps(1000, 24)).map(|_| Picture::draw(&mut random)).collect(),
+            tests: (0..experiment.steps(800, 24)).map(|_| Picture::draw(&mut random)).collect(),
             device: device.clone(),
             seed,
         }
@@ -59,14 +59,14 @@ impl Study {
     /// A dense model that knows the task.
     pub fn teacher(&self) -> Result<Vit, ExampleError> {
         self.device.seed(self.seed);
-        let training = Training { weight_decay: 0.01, ..self.training(self.teacher, 2e-3) };
+        let training = Training { weight_decay: 0.01, ..self.training(self.teacher, 3e-3) };
         Ok(self.fit_dense(Vit::new(&self.device)?, &training, "dense model"))
     }
 
     /// A narrower model, trained for as many steps as the three phases take.
     pub fn pruned(&self, teacher: &Vit, share: f64) -> Vit {
         let steps = self.distillation + self.gates + self.tuning;
-        self.fit_dense(teacher.pruned(share), &self.training(steps, 1e-3), &format!("pruned to {share}"))
+        self.fit_dense(teacher.pruned(share), &self.training(steps, 3e-3), &format!("pruned to {share}"))
     }
 
     fn fit_dense(&self, model: Vit, training: &Training, name: &str) -> Vit {
@@ -107,7 +107,7 @@ impl Study {
     pub fn tuned(&self, model: AcmVit, target: f64, spread: f64, name: &str) -> Result<AcmVit, ExampleError> {
         let objective = AcmObjective::new(target)
             // The paper's 0.1 has 97 epochs to act; here there are hundreds of steps.
-            .with_budget_weight(1.0)
+            .with_budget_weight(2.0)
             .with_entropy_weight(spread)
             .with_diversity_weight(spread);
         objective.check()?;
@@ -115,7 +115,7 @@ impl Study {
         let mut random = tasks::random(self.seed + 2);
         let loss = CrossEntropyLossConfig::new().init(&self.device.clone().autodiff());
         let bar = progress(self.tuning, name);
-        let (model, _) = train(model, &self.training(self.tuning, 1e-3), &bar, |model, _| {
+        let (model, _) = train(model, &self.training(self.tuning, 3e-3), &bar, |model, _| {
             let (patches, classes) = self.batch(&mut random);
             let out = model.forward(patches).expect("gates are there");
             let gates = stack_gates(&out.gates).expect("all modules have as many learners");
@@ -131,7 +131,7 @@ impl Study {
         let mut chance = tasks::random(self.seed + 3);
         let loss = CrossEntropyLossConfig::new().init(&self.device.clone().autodiff());
         let bar = progress(self.tuning, name);
-        let training = self.training(self.tuning, 1e-3);
+        let training = self.training(self.tuning, 3e-3);
         train(model, &training, &bar, |model, _| {
             let (patches, classes) = self.batch(&mut random);
             let choices = by_chance(model, self.batch, target, &mut chance, &self.device.clone().autodiff());

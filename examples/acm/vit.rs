@@ -93,9 +93,8 @@ impl Vit {
             // Scores are divided by the root of a smaller head.
             let mut q_proj = columns(&attention.q_proj, &keys);
             let scale = (kept as f64 / (WIDTH / HEADS) as f64).sqrt();
-            q_proj.weight = q_proj.weight.map(|weight| weight.mul_scalar(scale).detach().require_grad());
-            q_proj.bias =
-                q_proj.bias.map(|bias| bias.map(|bias| bias.mul_scalar(scale).detach().require_grad()));
+            q_proj.weight = Param::from_tensor(q_proj.weight.val().mul_scalar(scale));
+            q_proj.bias = q_proj.bias.map(|bias| Param::from_tensor(bias.val().mul_scalar(scale)));
             let neurons =
                 best(&scores(&layer.mlp.up, &layer.mlp.down), (MLP as f64 * share).round() as usize);
             DenseBlock {
