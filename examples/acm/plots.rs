@@ -8,7 +8,7 @@ use crate::shapes::{GRID, PATCH, SIDE};
 use crate::timing::SHARES;
 use crate::training::{Judgement, LEARNERS, Study};
 use crate::vit::LAYERS;
-use crate::{ACCURACY, BUDGETS, FLOPS};
+use crate::{ACCURACY, BUDGETS, FLOPS, MIDDLE};
 
 /// Pictures that are shown.
 const SHOWN: usize = 4;
@@ -31,7 +31,7 @@ pub fn curves(results: &Results) -> LinePlot {
 
 /// Share of the tokens by module and number of learners.
 pub fn histogram(judgement: &Judgement) -> HeatMap {
-    let title = format!("How many learners tokens use, budget {}", BUDGETS[1]);
+    let title = format!("How many learners tokens use, budget {}", MIDDLE);
     let short =
         |module: &str| module.trim_start_matches("self_attention.").trim_end_matches("_proj").to_string();
     let names = (1..=LAYERS).flat_map(|layer| BLOCK_ACMS.map(|module| format!("{layer} {}", short(module))));
@@ -57,7 +57,7 @@ pub fn pictures(study: &Study) -> HeatMap {
 
 /// What is computed in their patches.
 pub fn patches(study: &Study, judgement: &Judgement) -> HeatMap {
-    let title = format!("Share of the learners' cost by patch, budget {}", BUDGETS[1]);
+    let title = format!("Share of the learners' cost by patch, budget {}", MIDDLE);
     let rows = (0..GRID).map(|row| {
         side_by_side(study, GRID, |picture, column| {
             judgement.share(|other, token| (other, token) == (picture, row * GRID + column))

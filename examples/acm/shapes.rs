@@ -12,7 +12,7 @@ const SHAPE: usize = 9;
 pub const GRID: usize = SIDE / PATCH;
 pub const TOKENS: usize = GRID * GRID;
 pub const PIXELS: usize = PATCH * PATCH;
-/// Kinds of shapes: square, diamond, plus, cross, triangle, ring.
+/// Kinds of shapes: square, diamond, plus, cross, triangle, disc.
 pub const CLASSES: usize = 6;
 /// Most strokes of clutter.
 pub const CLUTTER: usize = 8;
@@ -76,10 +76,7 @@ fn outline(class: usize) -> Vec<(usize, usize)> {
         2 => row == middle || column == middle,
         3 => row == column || row + column == last,
         4 => row == last || 2 * (column - middle).abs() == row || 2 * (column - middle).abs() == row + 1,
-        _ => {
-            let square = (row - middle).pow(2) + (column - middle).pow(2);
-            (10..=18).contains(&square)
-        }
+        _ => (row - middle).pow(2) + (column - middle).pow(2) <= 18,
     };
     let cells = (0..=last).flat_map(|row| (0..=last).map(move |column| (row, column)));
     cells
