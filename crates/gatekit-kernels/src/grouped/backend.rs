@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 use super::portable;
 
 /// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group.
@@ -44,4 +46,21 @@ impl GroupedBackend for burn_ndarray::NdArray {}
 impl GroupedBackend for burn_flex::Flex {}
 
 #[cfg(feature = "cubecl")]
-impl GroupedBackend for burn_cubecl::CubeBackend {}
+impl GroupedBackend for burn_cubecl::CubeBackend {
+    fn grouped_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> FloatTensor<Self> {
+        cube::forward(x, weight, &offsets)
+    }
+
+    fn grouped_matmul_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::backward(x, weight, gradient, &offsets)
+    }
+}

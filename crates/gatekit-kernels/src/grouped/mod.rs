@@ -3,6 +3,8 @@
 
 mod autodiff;
 mod backend;
+#[cfg(feature = "cubecl")]
+mod cube;
 mod portable;
 
 use std::sync::Arc;
