@@ -14,6 +14,7 @@ mod unlike;
 
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
+pub use gatekit_kernels::grouped::{SortedSlots, gated_experts};
 pub use plan::DispatchPlan;
 pub use prefix::{PrefixPlan, PrefixState, prefix_execute};
 pub use unlike::{Expert, Rows, unlike_experts};

@@ -17,7 +17,7 @@ use super::backward::{Upstream, ValueGradients};
 use super::forward::state_of;
 use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::Problem;
-use super::scratch::{Arena, LINE};
+use crate::scratch::{Arena, LINE};
 use crate::float::{Float, sum16};
 use crate::memory::{Filling, filled};
 use crate::simd::{Level, Simd};

@@ -6,7 +6,7 @@ use super::super::super::ahead::Ahead;
 use super::super::super::forward::load_decay;
 use super::super::super::packing::Columns;
 use super::super::super::problem::Decay;
-use super::super::super::scratch::LINE;
+use crate::scratch::LINE;
 use super::super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::super::Upstream;
 use super::{OverKeys, above_floor};
