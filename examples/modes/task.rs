@@ -22,13 +22,13 @@ const GLYPHS: [[&str; 7]; 10] = [
 const NAMES: [&str; 10] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
 const SIDES: [&str; 2] = ["left", "right"];
 /// A digit's field is a square of this side; it stands anywhere in it.
-const FIELD: usize = 12;
+const FIELD: usize = 8;
 const PATCH: usize = 4;
 /// Patches of the picture of two fields, row by row, and their pixels.
 pub const PATCHES: usize = 2 * FIELD * FIELD / PIXELS;
 pub const PIXELS: usize = PATCH * PATCH;
 /// Deviation of the noise on every pixel.
-const NOISE: f64 = 0.35;
+const NOISE: f64 = 0.25;
 
 /// Tokens: letters, then these.
 const BEGIN: i64 = 26;
