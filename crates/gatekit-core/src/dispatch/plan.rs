@@ -77,12 +77,12 @@ impl DispatchPlan {
 
     /// Number of tokens N.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.slots.tokens()
     }
 
     /// The token of every sorted slot, M entries.
     pub fn rows(&self) -> &[usize] {
-        &self.rows
+        self.slots.rows()
     }
 
     /// Where every expert's rows begin, and M: E + 1 entries.
