@@ -57,6 +57,7 @@ pub enum Layer {
 }
 
 /// What a layer decided.
+#[allow(clippy::large_enum_variant)] // There is one a layer.
 pub enum Decision {
     /// Tokens, or a table, or chance, named experts.
     Tokens(Routing),

@@ -14,6 +14,7 @@ use gatekit_experts::router::{
 const WIDTH: usize = 6;
 const EXPERTS: usize = 4;
 
+#[allow(deprecated)] // The library supports ndarray as long as Burn does.
 fn devices() -> [Device; 2] {
     [Device::ndarray(), Device::flex()]
 }
@@ -147,16 +148,6 @@ fn nan_scores_are_refused_in_debug_builds() {
             text.or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
         });
         assert!(text.expect("refused").contains("the logits hold NaN"));
-    }
-}
-
-/// Infinite logits have an order; NaN does not reach the weights of other tokens.
-#[test]
-fn infinite_scores_are_ranked() {
-    for device in devices() {
-        let logits = Tensor::<2>::from_data([[0.0, f32::INFINITY, 1.0, f32::NEG_INFINITY]], &device);
-        let sigmoid = ScoringFunc::Sigmoid.apply(logits);
-        assert_eq!(values(sigmoid)[1], 1.0);
     }
 }
 
