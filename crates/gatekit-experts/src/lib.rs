@@ -2,15 +2,16 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`modes`] | skipping experts that matter little, without training: importance, thresholds, frontier search |
-//! | [`mixer_experts`] | MixER: experts on dynamical systems, their gate refitted by k-means and least squares |
-//! | [`moe_continual_learning`] | linear experts in continual learning, and when their gate must stop learning |
+//! | [`acm`] | adaptive computation modules: as many learners as a token needs |
+//! | [`dispatch`] | sorting tokens by expert, grouped products, capacity (from the core) |
 //! | [`hecto`] | a recurrent and a feed-forward expert behind a top-1 gate |
 //! | [`jei_dnn`] | early exits whose gates and classifiers learn from each other |
-//! | [`acm`] | adaptive computation modules: as many learners as a token needs |
+//! | [`mixer_experts`] | MixER: experts on dynamical systems, their gate refitted by k-means and least squares |
+//! | [`modes`] | skipping experts that matter little, without training: importance, thresholds, frontier search |
+//! | [`moe_continual_learning`] | linear experts in continual learning, and when their gate must stop learning |
 //! | [`moe`] | the mixture-of-experts layer of Mixtral, Qwen3-MoE and DeepSeek-V3 (from the core) |
 //! | [`router`] | which experts a token goes to, with which weight; what keeps them evenly used (from the core) |
-//! | [`dispatch`] | sorting tokens by expert, grouped products, capacity (from the core) |
+//! | [`thor`] | experts drawn at random in place of a router, trained to agree |
 //!
 //! # Example
 //!
@@ -65,10 +66,6 @@
 //! ```
 #![deny(missing_docs)]
 
-pub use gatekit_core::{dispatch, moe, router};
-//! | [`thor`] | experts drawn at random in place of a router, trained to agree |
-#![deny(missing_docs)]
-
 pub mod acm;
 pub mod hecto;
 pub mod jei_dnn;
@@ -78,4 +75,4 @@ pub mod moe_continual_learning;
 mod random;
 pub mod thor;
 
-pub use gatekit_core::moe;
+pub use gatekit_core::{dispatch, moe, router};
