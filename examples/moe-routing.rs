@@ -42,7 +42,7 @@ use variants::{NO_BALANCE, WITH_BIAS, WITH_LOSS};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Steps of training [default: 300, with --quick 8]
+    /// Steps of training [default: 400, with --quick 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
 }
@@ -63,7 +63,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let device = experiment.device()?;
     let out = experiment.out_dir(SLUG)?;
     let corpus = Corpus::shakespeare()?;
-    let steps = args.steps.map_or(experiment.steps(300, 8), |steps| steps as usize);
+    let steps = args.steps.map_or(experiment.steps(400, 8), |steps| steps as usize);
     let training = Training { steps, warmup: steps / 20, ..Training::default() };
     let windows = experiment.steps(64, 8);
 
