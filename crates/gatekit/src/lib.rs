@@ -24,6 +24,7 @@ pub mod prelude {
         sequence::{Boundaries, Packing},
     };
     pub use gatekit_sequence::{
+        RoutedLm,
         gated_associative_memory::{GamConfig, GamLm},
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         hybrid_linear_attention::{
