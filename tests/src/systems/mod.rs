@@ -2,6 +2,7 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod acm;
 pub mod affine_scaled_attention;
 pub mod gated_associative_memory;
 pub mod gated_attention;
@@ -43,6 +44,7 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
