@@ -12,6 +12,7 @@ pub mod mamba_icl;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
+pub mod sqrtgate;
 pub mod thor;
 pub mod transnormer_llm;
 
@@ -47,6 +48,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("mamba-icl", mamba_icl::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("sqrtgate", sqrtgate::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
