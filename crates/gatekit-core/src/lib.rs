@@ -7,8 +7,10 @@ pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
+pub mod cross_entropy;
 pub mod decay;
 pub mod dispatch;
+pub mod divergence;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
@@ -30,5 +32,6 @@ pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
 
+pub use common::widen;
 pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};
