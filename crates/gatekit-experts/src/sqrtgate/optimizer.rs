@@ -27,8 +27,8 @@ pub enum SphereGroup {
 
 /// Configuration of [`SphereOptimizer`].
 ///
-/// Parameters are named by their path in the module (`lm_head.weight`), or by what it begins with up to a
-/// point (`lm_head`). Matrices and stacks that no list names go to MuonH, vectors to Adam.
+/// Parameters are named by their path of fields in the module (`lm_head.weight`, without the variants of
+/// enums), or by what it begins with up to a point (`lm_head`). Matrices and stacks that no list names go to MuonH, vectors to Adam.
 #[derive(Config, Debug)]
 pub struct SphereOptimizerConfig {
     /// The optimiser of matrices.
@@ -83,30 +83,30 @@ impl SphereOptimizerConfig {
         let mut groups = BTreeMap::new();
         let mut by_id: Vec<(ParamId, &str, SphereGroup)> = Vec::new();
         for parameter in &visitor.parameters {
-            let path = parameter.path.as_str();
+            let name = parameter.name.as_str();
             let group = self.group(parameter)?;
             match by_id.iter().find(|(id, _, _)| *id == parameter.id) {
                 Some((_, _, other)) if *other == group => continue,
-                Some((_, other_path, other)) => {
-                    let got = format!("{group:?}, and {other:?} as `{other_path}`");
-                    return Err(ConfigError::new(path, got, "one group: the parameter is shared"));
+                Some((_, other_name, other)) => {
+                    let got = format!("{group:?}, and {other:?} as `{other_name}`");
+                    return Err(ConfigError::new(name, got, "one group: the parameter is shared"));
                 }
-                None => by_id.push((parameter.id, path, group)),
+                None => by_id.push((parameter.id, name, group)),
             }
             // One group a parameter, so that a report can name it.
-            let (of_path, report) = (ParamGroup::from_path(path), skipped.clone());
+            let (of_path, report) = (ParamGroup::from_path(&parameter.path), skipped.clone());
             optimizer = match group {
                 SphereGroup::MuonH => {
-                    optimizer.with_group(of_path, Guarded::named(self.muon_h.build(), path, report), None)
+                    optimizer.with_group(of_path, Guarded::named(self.muon_h.build(), name, report), None)
                 }
                 SphereGroup::AdamH => {
-                    optimizer.with_group(of_path, Guarded::named(self.adam_h.build(), path, report), None)
+                    optimizer.with_group(of_path, Guarded::named(self.adam_h.build(), name, report), None)
                 }
                 SphereGroup::Adam => {
-                    optimizer.with_group(of_path, Guarded::named(adam.clone(), path, report), None)
+                    optimizer.with_group(of_path, Guarded::named(adam.clone(), name, report), None)
                 }
             };
-            groups.insert(path.to_string(), group);
+            groups.insert(name.to_string(), group);
         }
         Ok(SphereOptimizer { optimizer, skipped, groups })
     }
@@ -141,7 +141,7 @@ impl SphereOptimizerConfig {
             [] if parameter.shape.len() >= 2 => SphereGroup::MuonH,
             [] => SphereGroup::Adam,
             [group] => group,
-            _ => return Err(ConfigError::new(&parameter.path, format!("groups {named:?}"), "one group")),
+            _ => return Err(ConfigError::new(&parameter.name, format!("groups {named:?}"), "one group")),
         };
         let per_matrix = match group {
             SphereGroup::MuonH => self.muon_h.per_matrix,
@@ -150,14 +150,14 @@ impl SphereOptimizerConfig {
         };
         if parameter.shape.len() < 2 {
             let need = format!("a matrix or a stack of them for {group:?}");
-            return Err(ConfigError::new(&parameter.path, format!("shape {:?}", parameter.shape), need));
+            return Err(ConfigError::new(&parameter.name, format!("shape {:?}", parameter.shape), need));
         }
         let zero = parameter.norms.iter().position(|norm| *norm == 0.0);
         let all_zero = parameter.norms.iter().all(|norm| *norm == 0.0);
         match zero.filter(|_| per_matrix || all_zero) {
             Some(matrix) => {
                 let got = format!("zeros in matrix {matrix} of {}", parameter.norms.len());
-                Err(ConfigError::new(&parameter.path, got, "a weight with a direction: zero has no sphere"))
+                Err(ConfigError::new(&parameter.name, got, "a weight with a direction: zero has no sphere"))
             }
             None => Ok(group),
         }
@@ -202,8 +202,12 @@ impl SphereOptimizer {
         module: M,
         gradients: GradientsParams,
     ) -> Result<(M, Vec<SkippedGradient>), InputError> {
-        let mut check =
-            GradientCheck { path: Vec::new(), gradients: &gradients, skipped: Vec::new(), error: None };
+        let mut check = GradientCheck {
+            place: Place::default(),
+            gradients: &gradients,
+            skipped: Vec::new(),
+            error: None,
+        };
         module.visit(&mut check);
         let GradientCheck { skipped, error, .. } = check;
         match error {
@@ -213,7 +217,7 @@ impl SphereOptimizer {
         }
     }
 
-    /// The group of the parameter of this path; `None` for one that is not trained.
+    /// The group of the parameter of this name; `None` for one that is not trained.
     pub fn group(&self, path: &str) -> Option<SphereGroup> {
         self.groups.get(path).copied()
     }
@@ -247,7 +251,10 @@ impl SphereOptimizer {
 /// A trained parameter at its registration.
 #[derive(Debug)]
 struct Registered {
+    /// What Burn's optimisers call it: with the variants of enums.
     path: String,
+    /// What everybody else does.
+    name: String,
     id: ParamId,
     shape: Vec<usize>,
     /// Norm of every matrix; of a vector none.
@@ -255,25 +262,53 @@ struct Registered {
 }
 
 impl Registered {
-    /// Whether `name` is its path, or what it begins with up to a point.
+    /// Whether `name` is its name, or what it begins with up to a point.
     fn is(&self, name: &str) -> bool {
-        self.path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        self.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
+}
+
+/// Where a visitor stands.
+#[derive(Default)]
+struct Place {
+    path: Vec<String>,
+    name: Vec<String>,
+}
+
+impl Place {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        if !is_enum(container) {
+            self.name.push(name.to_string());
+        }
+    }
+
+    fn exit(&mut self, container: &str) {
+        self.path.pop();
+        if !is_enum(container) {
+            self.name.pop();
+        }
+    }
+}
+
+/// Whether what is entered is a variant: names do not have them.
+fn is_enum(container: &str) -> bool {
+    container.starts_with("Enum:")
 }
 
 #[derive(Default)]
 struct Registration {
-    path: Vec<String>,
+    place: Place,
     parameters: Vec<Registered>,
 }
 
 impl ModuleVisitor for Registration {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.place.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -286,34 +321,35 @@ impl ModuleVisitor for Registration {
             0 | 1 => Vec::new(),
             _ => frobenius_norm(value.inner(), true).into_data().iter::<f64>().collect(),
         };
-        self.parameters.push(Registered { path: self.path.join("."), id: param.id, shape, norms });
+        let (path, name) = (self.place.path.join("."), self.place.name.join("."));
+        self.parameters.push(Registered { path, name, id: param.id, shape, norms });
     }
 }
 
 struct GradientCheck<'a> {
-    path: Vec<String>,
+    place: Place,
     gradients: &'a GradientsParams,
     skipped: Vec<SkippedGradient>,
     error: Option<InputError>,
 }
 
 impl ModuleVisitor for GradientCheck<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.place.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
         let (got, need) = (gradient.dims(), param.shape().to_vec());
         if got[..] != need[..] {
-            let field = format!("gradient of `{}`", self.path.join("."));
+            let field = format!("gradient of `{}`", self.place.name.join("."));
             self.error.get_or_insert(InputError::new(field, format!("shape {got:?}"), format!("{need:?}")));
         } else if !is_finite(&gradient) {
-            self.skipped.push(SkippedGradient { parameter: self.path.join("."), shape: need });
+            self.skipped.push(SkippedGradient { parameter: self.place.name.join("."), shape: need });
         }
     }
 }

@@ -67,14 +67,16 @@ impl Model {
         model.materialize().train()
     }
 
-    fn loss(&self) -> Tensor<1> {
+    /// What it should fit, and its balancing loss.
+    fn fit(&self) -> (Tensor<1>, Tensor<1>) {
         let device = self.norm.weight.val().device();
         let ids = Tensor::from_data([[0, 3, 5, 1, 2, 6], [4, 0, 2, 2, 1, 5]], &device);
         let output = self.moe.forward(self.norm.forward(self.embed.forward(ids)));
-        self.head.forward(output.y).square().mean() + output.aux_loss
+        (self.head.forward(output.y).square().mean(), output.aux_loss)
     }
 
     fn gradients(&self) -> GradientsParams {
-        GradientsParams::from_grads(self.loss().backward(), self)
+        let (loss, balance) = self.fit();
+        GradientsParams::from_grads((loss + balance).backward(), self)
     }
 }
