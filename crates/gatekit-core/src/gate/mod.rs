@@ -1,6 +1,8 @@
 //! How a gate value is made from logits, and how it is applied.
 //!
 //! Made: [`GateActivation`] (with temperatures and scales), [`hard_gate`] and [`gumbel_sigmoid`] with
+//! a straight-through gradient, [`lower_bounded_gate`], [`selective_gate`] (every step against those
+//! after it). Applied: [`output_gate`], [`convex_mix`], [`power_mix`],
 //! a straight-through gradient, [`straight_through_one_hot`] and [`gumbel_softmax`] for a choice of one,
 //! [`lower_bounded_gate`], [`selective_gate`] (every step against those after it). Applied: [`output_gate`], [`convex_mix`],
 //! [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
@@ -10,6 +12,7 @@
 mod activation;
 mod functions;
 mod layers;
+mod power_mix;
 mod selective;
 mod sequential_exit;
 mod straight_through;
@@ -23,6 +26,7 @@ pub use functions::{
     output_gate,
 };
 pub use layers::{Highway, HighwayConfig, OutputGate, OutputGateConfig, TanhGate, TanhGateConfig};
+pub use power_mix::{gated_power_mix, power_mix};
 pub use selective::{selective_gate, selective_log_gate};
 pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use straight_through::{
