@@ -63,7 +63,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let rounds = experiment.steps(args.rounds as usize, 300);
     let seeds: Vec<u64> = experiment.seeds().collect();
     let mut results = Results::new();
-    let mut first = Vec::new();
+    let mut runs = Vec::new();
     let bar = progress(seeds.len() * EXPERTS.len() * 2 * rounds, "rounds");
     for &seed in &seeds {
         let world = SyntheticTasksConfig::new().with_seed(seed).try_init()?;
@@ -73,9 +73,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
                 bar.inc(rounds as u64);
                 let name = name(experts, stops);
                 measure(&name, &run, &world, seed, &mut results);
-                if seed == seeds[0] {
-                    first.push((name, run));
-                }
+                runs.push((name, run));
             }
         }
     }
@@ -86,10 +84,11 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     say(results.table());
     results.write_csv(out.join("results.csv"))?;
     results.write_json(out.join("results.json"))?;
-    curves(&first, false).write_svg(out.join("moe-continual-learning.svg"))?;
-    curves(&first, true).write_svg(out.join("forgetting.svg"))?;
-    for (name, file) in [(name(5, true), "tasks-stopped.svg"), (name(5, false), "tasks-never.svg")] {
-        if let Some((_, run)) = first.iter().find(|(of, _)| *of == name) {
+    curves(&runs, false).write_svg(out.join("moe-continual-learning.svg"))?;
+    curves(&runs, true).write_svg(out.join("forgetting.svg"))?;
+    for (name, file) in [(name(20, true), "tasks-stopped.svg"), (name(20, false), "tasks-never.svg")] {
+        // Of the first seed.
+        if let Some((_, run)) = runs.iter().find(|(of, _)| *of == name) {
             task_map(&name, run).write_svg(out.join(file))?;
         }
     }
@@ -99,7 +98,8 @@ fn run(args: &Args) -> Result<(), ExampleError> {
 }
 
 fn name(experts: usize, stops: bool) -> String {
-    format!("{experts} experts, {}", if stops { "gate stops" } else { "never stops" })
+    let plural = if experts == 1 { "" } else { "s" };
+    format!("{experts} expert{plural}, {}", if stops { "gate stops" } else { "never stops" })
 }
 
 /// The tasks in random order through a mixture of experts.
@@ -164,26 +164,35 @@ fn counts(run: &Run, from: usize, column: impl Fn(usize) -> usize) -> Vec<Vec<f6
     counts
 }
 
-/// Errors by round of the first seed, and where the gates stopped.
+/// Errors by round, mean over the seeds, and where half of the gates had stopped.
 fn curves(runs: &[(String, Run)], forgetting: bool) -> LinePlot {
-    let title = if forgetting { "Forgetting, first seed" } else { "Error on all tasks seen, first seed" };
+    let title = if forgetting { "Forgetting" } else { "Error on all tasks seen" };
     let mut plot = LinePlot::new(title, "round", "squared distance").with_log_y(true);
-    let values = |run: &Run| match forgetting {
-        true => run.ledger.forgetting().to_vec(),
-        false => run.ledger.generalization().to_vec(),
-    };
-    let shown = runs.iter().filter(|(name, _)| !name.starts_with("20 ") && *name != self::name(1, false));
-    for (name, run) in shown.clone() {
-        let points = values(run).into_iter().enumerate().step_by(5);
-        // Forgetting may be negative: an expert became better on what it had seen.
-        plot = plot.with_series(name, points.map(|(round, value)| (round as f64 + 1.0, value.max(1e-6))));
+    let mut ends = Vec::new();
+    let shown = EXPERTS.iter().flat_map(|experts| [(*experts, true), (*experts, false)]);
+    // A single expert has no gate that could go astray.
+    for (experts, stops) in shown.filter(|shown| *shown != (1, false)) {
+        let name = name(experts, stops);
+        let of: Vec<&Run> = runs.iter().filter(|(of, _)| *of == name).map(|(_, run)| run).collect();
+        let mean = |round: usize| {
+            let values = of.iter().map(|run| match forgetting {
+                true => run.ledger.forgetting()[round],
+                false => run.ledger.generalization()[round],
+            });
+            // Forgetting may be negative: an expert became better on what it had seen.
+            (values.sum::<f64>() / of.len() as f64).max(1e-6)
+        };
+        let rounds = of[0].tasks.len();
+        plot = plot.with_series(&name, (10..rounds).step_by(5).map(|round| (round as f64, mean(round - 1))));
+        let mut stopped: Vec<usize> = of.iter().filter_map(|run| run.stopped_at).collect();
+        stopped.sort_unstable();
+        if experts > 1 && 2 * stopped.len() > of.len() {
+            let median = stopped[of.len() / 2];
+            ends.push((median as f64, mean(median - 1)));
+        }
     }
-    let ends = shown.filter_map(|(_, run)| {
-        let round = run.stopped_at?;
-        Some((round as f64, values(run)[round - 1].max(1e-6)))
-    });
-    ends.enumerate().fold(plot, |plot, (index, end)| {
-        plot.with_series(if index == 0 { "gate stopped" } else { "" }, [end])
+    ends.into_iter().enumerate().fold(plot, |plot, (index, end)| {
+        plot.with_series(if index == 0 { "half of the gates stopped" } else { "" }, [end])
     })
 }
 
