@@ -11,9 +11,13 @@ pub mod hybrid_linear_attention;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod mixer_experts;
+pub mod modes;
+pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
 mod scan;
+pub mod thor;
 pub mod transnormer_llm;
 
 use burn::tensor::Device;
@@ -48,8 +52,12 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("modes", modes::ROWS),
+    ("mixer-experts", mixer_experts::ROWS),
+    ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 

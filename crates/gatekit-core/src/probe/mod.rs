@@ -4,6 +4,7 @@ mod attention;
 mod bars;
 mod calibration;
 mod experts;
+mod heat_map;
 mod plot;
 mod statistics;
 
@@ -11,6 +12,7 @@ pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagno
 pub use bars::BarPlot;
 pub use calibration::{BinStrategy, calibration_error, conformal_threshold};
 pub use experts::ExpertLoad;
+pub use heat_map::HeatMap;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
 
