@@ -11,6 +11,7 @@ pub mod kimi_linear;
 pub mod mamba_icl;
 pub mod moe_routing;
 pub mod move_;
+pub mod pacgnet;
 mod scan;
 pub mod transnormer_llm;
 
@@ -46,6 +47,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("mamba-icl", mamba_icl::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("pacgnet", pacgnet::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 
