@@ -11,6 +11,7 @@ pub mod conv;
 pub mod cross_modal;
 pub mod decay;
 pub mod dispatch;
+pub mod divergence;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;

@@ -9,10 +9,12 @@ pub mod gla;
 pub mod hybrid_linear_attention;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod modes;
 pub mod moe_routing;
 pub mod move_;
 pub mod pacgnet;
 mod scan;
+pub mod thor;
 pub mod transnormer_llm;
 
 use burn::tensor::Device;
@@ -45,9 +47,11 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("modes", modes::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
     ("pacgnet", pacgnet::ROWS),
+    ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 

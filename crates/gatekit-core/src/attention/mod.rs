@@ -1,10 +1,11 @@
-//! Causal softmax attention with grouped heads, sliding windows, rotary positions, gates and a
-//! key/value cache.
+//! Softmax attention: causal with grouped heads, sliding windows, rotary positions, gates and a
+//! key/value cache, and between sequences with padding.
 //!
 //! [`causal_attention`] is the plain function, [`sink_attention`] the one with sinks,
 //! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
 //! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
-//! compressed keys and values.
+//! compressed keys and values. [`masked_attention`] and [`MultiHeadAttention`] are what encoders need and
+//! decoders that read from them.
 
 mod affine;
 mod cache;
@@ -13,6 +14,8 @@ mod gate;
 mod grid;
 mod latent;
 mod layer;
+mod masked;
+mod multi_head;
 mod packed;
 mod rotary;
 mod softmax;
@@ -26,5 +29,7 @@ pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig
 pub use grid::GridRotaryEmbedding;
 pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
 pub use layer::{CausalAttention, Positions, Projected};
+pub use masked::masked_attention;
+pub use multi_head::{MultiHeadAttention, MultiHeadAttentionConfig};
 pub use rotary::RotaryEmbedding;
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};

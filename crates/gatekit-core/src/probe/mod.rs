@@ -3,12 +3,14 @@
 mod attention;
 mod bars;
 mod experts;
+mod heat_map;
 mod plot;
 mod statistics;
 
 pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
 pub use experts::ExpertLoad;
+pub use heat_map::HeatMap;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
 
