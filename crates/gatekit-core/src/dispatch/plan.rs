@@ -69,6 +69,16 @@ impl DispatchPlan {
         &self.order
     }
 
+    /// Number of tokens N.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The token of every sorted slot, M entries.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
     /// Where every expert's rows begin, and M: E + 1 entries.
     pub fn offsets(&self) -> &[usize] {
         &self.offsets

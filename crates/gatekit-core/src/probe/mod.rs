@@ -2,6 +2,7 @@
 
 mod attention;
 mod bars;
+mod calibration;
 mod experts;
 mod heat_map;
 mod plot;
@@ -9,6 +10,7 @@ mod statistics;
 
 pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
+pub use calibration::{BinStrategy, calibration_error, conformal_threshold};
 pub use experts::ExpertLoad;
 pub use heat_map::HeatMap;
 pub use plot::{LinePlot, PlotError};

@@ -117,7 +117,7 @@ impl Assignment {
     }
 
     /// The indices `[N, K]` on a device.
-    pub(crate) fn indices(&self, device: &Device) -> Tensor<2, Int> {
+    pub fn indices(&self, device: &Device) -> Tensor<2, Int> {
         let experts: Vec<i64> = self.experts.iter().map(|expert| *expert as i64).collect();
         Tensor::from_data(TensorData::new(experts, [self.tokens(), self.per_token]), device)
     }
