@@ -102,7 +102,7 @@ fn run_network(case: &Case, device: &Device) -> Result<Vec<Produced>> {
         let (rgb, ir) = (evaluation.float("rgb")?, evaluation.float("ir")?);
         let output = module.forward(rgb, ir, None, statistics);
         for (name, level) in ["fused_p3", "fused_p4", "fused_p5"].into_iter().zip(output.fused.levels) {
-            evaluation.output(name, level.fused)?;
+            evaluation.output(name, level)?;
         }
         for (name, map) in ["p3", "p4", "p5"].into_iter().zip(output.detections.maps) {
             evaluation.output(name, map)?;

@@ -41,17 +41,41 @@ impl Stream {
             sppf: Sppf::new(channels[4], norm, device),
         }
     }
+
+    /// From the image to P2.
+    fn begin(&self, image: Tensor<4>, statistics: BatchStatistics) -> Tensor<4> {
+        let x = self.down2.forward(self.stem.forward(image, statistics), statistics);
+        self.stage2.forward(x, statistics)
+    }
+
+    /// What comes after the convolution to P3, P4 or P5.
+    fn stage(&self, level: usize, x: Tensor<4>, statistics: BatchStatistics) -> Tensor<4> {
+        let x = self.stage[level].forward(x, statistics);
+        if level == 2 { self.sppf.forward(x, statistics) } else { x }
+    }
+
+    /// The levels of a stream without another.
+    fn alone(&self, image: Tensor<4>, statistics: BatchStatistics) -> FusedPyramid {
+        let mut x = self.begin(image, statistics);
+        let mut levels = Vec::new();
+        for level in 0..3 {
+            x = self.stage(level, self.down[level].forward(x, statistics), statistics);
+            levels.push(x.clone());
+        }
+        FusedPyramid { levels, pyramidal: Vec::new(), cross_gates: Vec::new() }
+    }
 }
 
-/// An RGB and an infrared backbone with cross-gating between them and pyramidal gating after them.
+/// An RGB and an infrared backbone with cross-gating between them and pyramidal gating after them; what an ablation
+/// leaves out is not there, and levels that are not gated are added.
 ///
 /// The cross-gating stands after the convolution that leaves a level, at strides 8, 16 and 32.
 #[derive(Module, Debug)]
 pub struct DualStreamBackbone {
     /// The RGB backbone.
-    pub rgb: Stream,
+    pub rgb: Option<Stream>,
     /// The infrared backbone.
-    pub ir: Stream,
+    pub ir: Option<Stream>,
     /// At strides 8, 16, 32.
     pub cross_gating: Vec<SymmetricalCrossGating>,
     /// Fusion of P3, P4, P5.
@@ -61,29 +85,33 @@ pub struct DualStreamBackbone {
 /// The fused levels, and what decided over them.
 #[derive(Debug, Clone)]
 pub struct FusedPyramid {
-    /// P3, P4, P5 with their gates: `[B, C, H / 8, W / 8]` and so on.
-    pub levels: Vec<PyramidalFusion>,
-    /// The gates of every layer of the cross-gating at strides 8, 16, 32.
+    /// P3, P4, P5: `[B, C, H / 8, W / 8]` and so on.
+    pub levels: Vec<Tensor<4>>,
+    /// Their pyramidal gating; empty without it.
+    pub pyramidal: Vec<PyramidalFusion>,
+    /// The gates of every layer of the cross-gating at strides 8, 16, 32; empty without it.
     pub cross_gates: Vec<Vec<CrossGates>>,
 }
 
 impl DualStreamBackbone {
     pub(super) fn new(config: &PacgNetConfig, device: &Device) -> Result<Self, ConfigError> {
-        let levels = || config.channels[2..].iter();
+        let (ablation, levels) = (config.ablation, &config.channels[2..]);
+        let stream = |modality| ablation.has(modality).then(|| Stream::new(config, device));
+        let of_levels = |present: bool| levels.iter().filter(move |_| present);
         Ok(Self {
-            rgb: Stream::new(config, device),
-            ir: Stream::new(config, device),
-            cross_gating: levels()
+            rgb: stream(Modality::Rgb),
+            ir: stream(Modality::Ir),
+            cross_gating: of_levels(ablation.crosses())
                 .map(|&channels| config.cross_gating(channels).try_init(device))
                 .collect::<Result<_, _>>()?,
-            pyramidal_gating: levels()
+            pyramidal_gating: of_levels(ablation.gates_levels())
                 .map(|&channels| config.pyramidal_gating(channels).try_init(device))
                 .collect::<Result<_, _>>()?,
         })
     }
 
-    /// `rgb` and `ir` `[B, 3, H, W]`, sides multiples of 32, to the fused pyramid. The fusion takes the
-    /// maps of a modality that is `dropped` to be 0.
+    /// `rgb` and `ir` `[B, 3, H, W]`, sides multiples of 32, to the fused pyramid. The fusion takes the maps of a modality
+    /// that is `dropped` to be 0.
     ///
     /// # Panics
     ///
@@ -95,30 +123,37 @@ impl DualStreamBackbone {
         dropped: Option<Modality>,
         statistics: BatchStatistics,
     ) -> FusedPyramid {
-        let begin = |stream: &Stream, x| {
-            let x = stream.down2.forward(stream.stem.forward(x, statistics), statistics);
-            stream.stage2.forward(x, statistics)
+        let (mut levels, mut pyramidal, mut cross_gates) = (Vec::new(), Vec::new(), Vec::new());
+        let (first, second) = match (&self.rgb, &self.ir) {
+            (Some(first), Some(second)) => (first, second),
+            (Some(only), None) => return only.alone(rgb, statistics),
+            (None, Some(only)) => return only.alone(ir, statistics),
+            (None, None) => unreachable!("every ablation has a stream"),
         };
-        let mut finer = [begin(&self.rgb, rgb), begin(&self.ir, ir)];
-        let (mut levels, mut cross_gates) = (Vec::new(), Vec::new());
+        let mut finer = [first.begin(rgb, statistics), second.begin(ir, statistics)];
         for level in 0..3 {
             let [rgb, ir] = finer.clone();
-            let rgb = self.rgb.down[level].forward(rgb, statistics);
-            let ir = self.ir.down[level].forward(ir, statistics);
-            let (rgb, ir, gates) = self.cross_gating[level].forward_with_gates(rgb, ir, statistics);
-            let mut maps = [
-                self.rgb.stage[level].forward(rgb, statistics),
-                self.ir.stage[level].forward(ir, statistics),
-            ];
-            if level == 2 {
-                let [rgb, ir] = maps;
-                maps = [self.rgb.sppf.forward(rgb, statistics), self.ir.sppf.forward(ir, statistics)];
+            let mut rgb = first.down[level].forward(rgb, statistics);
+            let mut ir = second.down[level].forward(ir, statistics);
+            if let Some(gating) = self.cross_gating.get(level) {
+                let gates;
+                (rgb, ir, gates) = gating.forward_with_gates(rgb, ir, statistics);
+                cross_gates.push(gates);
             }
-            let gating = &self.pyramidal_gating[level];
-            levels.push(gating.forward(maps.clone(), finer, dropped, statistics));
-            cross_gates.push(gates);
+            let maps = [first.stage(level, rgb, statistics), second.stage(level, ir, statistics)];
+            match self.pyramidal_gating.get(level) {
+                Some(gating) => {
+                    let fusion = gating.forward(maps.clone(), finer, dropped, statistics);
+                    levels.push(fusion.fused.clone());
+                    pyramidal.push(fusion);
+                }
+                None => {
+                    let [rgb, ir] = maps.clone();
+                    levels.push(rgb + ir);
+                }
+            }
             finer = maps;
         }
-        FusedPyramid { levels, cross_gates }
+        FusedPyramid { levels, pyramidal, cross_gates }
     }
 }

@@ -2,13 +2,60 @@
 
 use burn::config::Config;
 use burn::tensor::Device;
-use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
+use gatekit_core::{ConfigError, InputError, ModuleConfig, check_sizes};
+use serde::{Deserialize, Serialize};
 
+use super::assignment::TaskAlignedAssigner;
 use super::blocks::NormSettings;
 use super::cross_gating::SymmetricalCrossGatingConfig;
-use super::loss::LossGains;
+use super::evaluation::{BoxList, non_maximum_suppression};
+use super::head::DecodedBoxes;
+use super::loss::{DetectionLoss, DetectionTargets, LossGains, detection_loss};
 use super::model::PacgNet;
-use super::pyramidal_gating::PyramidalFeatureGatingConfig;
+use super::pyramidal_gating::{Modality, PyramidalFeatureGatingConfig};
+
+/// What of the network is there: the whole, or what it is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ablation {
+    /// Cross-gating and pyramidal gating.
+    Full,
+    /// Cross-gating; levels are fused by adding.
+    CrossGating,
+    /// Pyramidal gating; the streams do not see one another before.
+    PyramidalGating,
+    /// Two streams whose levels are added.
+    Added,
+    /// The RGB stream alone.
+    Rgb,
+    /// The infrared stream alone.
+    Ir,
+}
+
+impl Ablation {
+    /// All of them, what the network is compared with first.
+    pub const ALL: [Self; 6] =
+        [Self::Rgb, Self::Ir, Self::Added, Self::CrossGating, Self::PyramidalGating, Self::Full];
+
+    /// Whether the streams gate one another.
+    pub fn crosses(self) -> bool {
+        matches!(self, Self::Full | Self::CrossGating)
+    }
+
+    /// Whether levels are fused under gates.
+    pub fn gates_levels(self) -> bool {
+        matches!(self, Self::Full | Self::PyramidalGating)
+    }
+
+    /// Whether there is a stream of this modality.
+    pub fn has(self, modality: Modality) -> bool {
+        match self {
+            Self::Rgb => modality == Modality::Rgb,
+            Self::Ir => modality == Modality::Ir,
+            _ => true,
+        }
+    }
+}
 
 /// Configuration of [`PacgNet`]. [`nano`](Self::nano) has the published sizes.
 #[derive(Config, Debug)]
@@ -63,6 +110,9 @@ pub struct PacgNetConfig {
     /// Chance, in training, that the fusion of a pass sees one modality as zeros, in [0, 1]. Default 0.
     #[config(default = 0.0)]
     pub modality_dropout: f64,
+    /// What of the network is there. Default the whole.
+    #[config(default = "Ablation::Full")]
+    pub ablation: Ablation,
     /// Cells that an object may take, at least 1. Default 10.
     #[config(default = 10)]
     pub tal_topk: usize,
@@ -119,6 +169,36 @@ impl PacgNetConfig {
             .with_interaction_ratio(self.interaction_ratio)
             .with_norm_epsilon(self.norm_epsilon)
             .with_norm_momentum(self.norm_momentum)
+    }
+
+    /// The assigner.
+    pub fn assigner(&self) -> TaskAlignedAssigner {
+        TaskAlignedAssigner { topk: self.tal_topk, alpha: self.tal_alpha, beta: self.tal_beta }
+    }
+
+    /// The losses of decoded boxes; see [`detection_loss`].
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn loss(&self, decoded: &DecodedBoxes, targets: &DetectionTargets) -> DetectionLoss {
+        detection_loss(decoded, targets, &self.assigner(), &self.gains)
+    }
+
+    /// What is detected: scores above the threshold, suppressed class by class, the best of every image. Images are
+    /// numbered from `first_image`.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] for scores that are not finite.
+    ///
+    /// # Panics
+    ///
+    /// When the device fails to hand boxes back.
+    pub fn detect(&self, decoded: &DecodedBoxes, first_image: usize) -> Result<BoxList, InputError> {
+        let all = decoded.above(self.score_threshold, first_image);
+        let kept = non_maximum_suppression(&all, self.nms_threshold, self.max_detections)?;
+        Ok(all.retain(&kept))
     }
 
     /// Refuses what describes no model.

@@ -130,7 +130,7 @@ pub fn match_detections(
     Ok(matched)
 }
 
-/// Average precision a class, -1 for a class without objects: the area under the precision that is at least reached at
+/// Average precision a class, -1 for a class without objects and 0 for one without detections: the area under the precision that is at least reached at
 /// a recall, at 101 recalls.
 ///
 /// `matched` says which detections found an object, see [`match_detections`].
@@ -162,6 +162,9 @@ pub fn average_precision(
             hits += usize::from(matched[index]);
             recall.push(hits as f64 / total as f64);
             precision.push(hits as f64 / (rank + 1) as f64);
+        }
+        if recall.len() == 1 {
+            return 0.0;
         }
         recall.push(1.0);
         precision.push(0.0);

@@ -9,6 +9,7 @@ use gatekit_core::gate::sigmoid;
 
 use super::blocks::{ConvBlock, convolution};
 use super::config::PacgNetConfig;
+use super::evaluation::BoxList;
 
 /// One branch at one level: two 3x3 blocks and a projection. In published files its parts are numbered.
 #[derive(Module, Debug)]
@@ -220,8 +221,35 @@ impl DecodedBoxes {
         Tensor::cat(vec![sizes, self.boxes.clone().narrow(2, 4, 1)], 2)
     }
 
+    /// Every class of every cell whose score is above `threshold`, on the host; images are numbered from `first_image`.
+    /// A score that is not a number is kept.
+    ///
+    /// # Panics
+    ///
+    /// When the device fails to hand values back.
+    pub fn above(&self, threshold: f64, first_image: usize) -> BoxList {
+        let [_, count, classes] = self.logits.dims();
+        let (boxes, scores) = (on_host(self.pixels()), on_host(self.scores()));
+        let mut list = BoxList::default();
+        for (index, &score) in
+            scores.iter().enumerate().filter(|(_, score)| score.is_nan() || **score > threshold)
+        {
+            let (cell, label) = (index / classes, index % classes);
+            list.boxes.push(std::array::from_fn(|side| boxes[5 * cell + side]));
+            list.labels.push(label);
+            list.image.push(first_image + cell / count);
+            list.scores.push(score);
+        }
+        list
+    }
+
     /// Class scores in (0, 1), `[B, A, classes]`.
     pub fn scores(&self) -> Tensor<3> {
         sigmoid(self.logits.clone())
     }
+}
+
+/// A tensor's values.
+pub(super) fn on_host(tensor: Tensor<3>) -> Vec<f64> {
+    tensor.detach().into_data().convert::<f64>().try_into_vec().expect("the device hands values back")
 }

@@ -6,7 +6,7 @@ use gatekit_core::{ConfigError, InputError};
 use serde::{Deserialize, Serialize};
 
 use super::assignment::{Assignment, TaskAlignedAssigner};
-use super::head::DecodedBoxes;
+use super::head::{DecodedBoxes, on_host};
 use super::prob_iou::{OrientedBox, prob_iou_pairs};
 
 /// Objects less than so many pixels wide or high are not trained on.
@@ -85,23 +85,28 @@ impl DetectionTargets {
             if mask[index] == 0 {
                 return Ok(None);
             }
-            let place = format!("image {}, object {}", index / objects, index % objects);
             let wanted: OrientedBox = std::array::from_fn(|side| boxes[5 * index + side]);
-            if wanted.iter().any(|value| !value.is_finite()) || wanted[2] <= 0.0 || wanted[3] <= 0.0 {
-                let got = format!("{wanted:?} ({place})");
-                return Err(InputError::new("gt_boxes", got, "finite numbers, width and height above 0"));
-            }
-            let label = usize::try_from(labels[index]).ok().filter(|&label| label < num_classes);
-            let label = label.ok_or_else(|| {
-                let got = format!("{} ({place})", labels[index]);
-                InputError::new("gt_labels", got, format!("a class in 0 .. {num_classes}"))
-            })?;
-            Ok((wanted[2] >= SMALLEST && wanted[3] >= SMALLEST).then_some((wanted, label)))
+            check(index / objects, index % objects, wanted, labels[index], num_classes)
         };
         let images = (0..batch)
             .map(|image| (image * objects..(image + 1) * objects).map(one).collect())
             .collect::<Result<_, _>>()?;
         Ok(Self { images })
+    }
+
+    /// From the objects of every image: boxes in pixels and labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn from_lists(images: &[Vec<(OrientedBox, usize)>], num_classes: usize) -> Result<Self, InputError> {
+        let one = |image: usize, object: usize, (wanted, label): (OrientedBox, usize)| {
+            check(image, object, wanted, label as i64, num_classes)
+        };
+        let of_image = |(image, objects): (usize, &Vec<(OrientedBox, usize)>)| {
+            objects.iter().enumerate().map(|(object, wanted)| one(image, object, *wanted)).collect()
+        };
+        Ok(Self { images: images.iter().enumerate().map(of_image).collect::<Result<_, _>>()? })
     }
 
     /// The objects of an image: their numbers, boxes in pixels, labels.
@@ -116,6 +121,26 @@ impl DetectionTargets {
     fn object(&self, image: usize, object: usize) -> Option<(OrientedBox, usize)> {
         self.images.get(image)?.get(object).copied().flatten()
     }
+}
+
+/// An object that may be trained on; `None` for one that is too small.
+fn check(
+    image: usize,
+    object: usize,
+    wanted: OrientedBox,
+    label: i64,
+    num_classes: usize,
+) -> Result<Option<(OrientedBox, usize)>, InputError> {
+    let place = format!("image {image}, object {object}");
+    if wanted.iter().any(|value| !value.is_finite()) || wanted[2] <= 0.0 || wanted[3] <= 0.0 {
+        let got = format!("{wanted:?} ({place})");
+        return Err(InputError::new("gt_boxes", got, "finite numbers, width and height above 0"));
+    }
+    let known = usize::try_from(label).ok().filter(|&label| label < num_classes);
+    let label = known.ok_or_else(|| {
+        InputError::new("gt_labels", format!("{label} ({place})"), format!("a class in 0 .. {num_classes}"))
+    })?;
+    Ok((wanted[2] >= SMALLEST && wanted[3] >= SMALLEST).then_some((wanted, label)))
 }
 
 /// The losses, gains applied, each `[1]`; the total of a batch is their sum times the batch size.
@@ -266,8 +291,4 @@ impl Positives {
         let of_sides = (entropy.mean_dim(1).squeeze_dim::<1>(1) * weights).sum();
         (of_boxes, of_sides)
     }
-}
-
-fn on_host(tensor: Tensor<3>) -> Vec<f64> {
-    tensor.detach().into_data().convert::<f64>().try_into_vec().expect("the device hands values back")
 }

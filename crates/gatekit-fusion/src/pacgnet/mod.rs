@@ -10,6 +10,7 @@
 //! | [`prob_iou`] | how similar two oriented boxes are |
 //! | [`assignment`], [`loss`] | training |
 //! | [`evaluation`] | suppression, matching, average precision |
+//! | [`night_scenes`] | generated scenes in visible light and infrared, by day, night and thermal crossover |
 //!
 //! Images and feature maps are `[B, C, H, W]`, oriented boxes `(x, y, w, h, theta)` in pixels and radians. Gu and Tian,
 //! "Pyramidal Adaptive Cross-Gating for Multimodal Detection" (arXiv 2512.18291).
@@ -25,12 +26,14 @@ mod layout;
 pub mod loss;
 pub mod model;
 pub mod neck;
+pub mod night_scenes;
 pub mod prob_iou;
 pub mod pyramidal_gating;
 
-pub use config::PacgNetConfig;
+pub use config::{Ablation, PacgNetConfig};
 pub use cross_gating::{SymmetricalCrossGating, SymmetricalCrossGatingConfig};
 pub use head::{DecodedBoxes, Detections, OrientedDetectHead};
 pub use loss::{DetectionLoss, DetectionTargets, LossGains};
 pub use model::{PacgNet, PacgNetOutput};
+pub use night_scenes::{Condition, NightScene, NightScenes};
 pub use pyramidal_gating::{Modality, PyramidalFeatureGating, PyramidalFeatureGatingConfig, PyramidalFusion};

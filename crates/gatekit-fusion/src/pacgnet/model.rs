@@ -71,7 +71,7 @@ impl PacgNet {
             rgb.dims()
         );
         let fused = self.backbone.forward(rgb, ir, dropped, statistics);
-        let levels = [0, 1, 2].map(|level| fused.levels[level].fused.clone());
+        let levels = [0, 1, 2].map(|level| fused.levels[level].clone());
         let detections = self.head.forward(self.neck.forward(levels, statistics), statistics);
         PacgNetOutput { fused, detections }
     }
