@@ -37,6 +37,14 @@ impl BoxList {
         }
     }
 
+    /// Adds the boxes of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.boxes.extend(other.boxes);
+        self.labels.extend(other.labels);
+        self.image.extend(other.image);
+        self.scores.extend(other.scores);
+    }
+
     /// The boxes of which `kept` is true.
     ///
     /// # Panics
