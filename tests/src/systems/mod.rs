@@ -17,6 +17,7 @@ pub mod modes;
 pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
+pub mod pacgnet;
 mod scan;
 pub mod sqrtgate;
 pub mod thor;
@@ -61,6 +62,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
     ("sqrtgate", sqrtgate::ROWS),
+    ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
