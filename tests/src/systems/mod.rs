@@ -17,7 +17,9 @@ pub mod modes;
 pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
+pub mod pacgnet;
 mod scan;
+pub mod sqrtgate;
 pub mod thor;
 pub mod transnormer_llm;
 
@@ -59,6 +61,8 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("sqrtgate", sqrtgate::ROWS),
+    ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];

@@ -13,6 +13,7 @@ mod tests;
 mod unlike;
 
 pub use capacity::{Capacity, Priority};
+pub use gatekit_kernels::grouped::{SortedSlots, gated_experts};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
 pub use plan::DispatchPlan;
 pub use prefix::{PrefixPlan, PrefixState, depth_execute, prefix_execute};
