@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use burn::backend::{backend_extension, tensor::FloatTensor};
 
+#[cfg(feature = "cubecl")]
+use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
 use super::{ExpertArguments, ExpertSpec, portable, portable_experts};
@@ -144,4 +146,21 @@ on_host!(burn_ndarray::NdArray);
 on_host!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
-impl GroupedBackend for burn_cubecl::CubeBackend {}
+impl GroupedBackend for burn_cubecl::CubeBackend {
+    fn grouped_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> FloatTensor<Self> {
+        cube::forward(x, weight, &offsets)
+    }
+
+    fn grouped_matmul_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::backward(x, weight, gradient, &offsets)
+    }
+}

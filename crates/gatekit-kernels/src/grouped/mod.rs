@@ -5,6 +5,8 @@ mod autodiff;
 mod backend;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
+#[cfg(feature = "cubecl")]
+mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod host;
 mod plan;
