@@ -29,7 +29,8 @@ pub fn measure(
     let plans = SHARES
         .map(|share| {
             let choices: Vec<i64> = (0..tokens).map(|_| binomial(learners, share, random)).collect();
-            let choices = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(choices, [tokens]), device);
+            let choices =
+                Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(choices, [tokens]), device);
             PrefixPlan::from_tensor(&choices, learners)
         })
         .into_iter()
