@@ -4,10 +4,13 @@
 * gated-delta-rule: transformers' own PyTorch fallback
 * kda: flash-linear-attention's PyTorch form
 * softmax: PyTorch's scaled dot product attention
+* moe-layer: transformers' Qwen3-MoE block, an expert at a time or as one grouped product, whichever is faster here
+* dense-swiglu: a SwiGLU layer
 
 Needs: pip install torch transformers flash-linear-attention einops
 """
 
+import time
 import warnings
 
 warnings.filterwarnings("ignore")
@@ -15,7 +18,7 @@ warnings.filterwarnings("ignore")
 import torch
 import torch.nn.functional as F
 
-from worker import Case, Worker
+from worker import EXPERTS_PER_TOKEN, Case, Worker
 
 CHUNK = 64
 # Blocks of this many steps are combined element by element, larger ones by matrix products.
@@ -90,6 +93,62 @@ def read(q, state):
     return (q.unsqueeze(-2) @ state).squeeze(-2) * q.shape[-1] ** -0.5
 
 
+def dense_swiglu(x):
+    gate, up = x["gate_up"].chunk(2)
+    return F.linear(F.silu(F.linear(x["x"], gate)) * F.linear(x["x"], up), x["down"])
+
+
+class QwenBlock:
+    """transformers' block with given weights, in the form that is faster for a shape and pass."""
+
+    FORMS = ("eager", "grouped_mm")
+
+    def __init__(self):
+        from transformers.models.qwen3_moe import configuration_qwen3_moe, modeling_qwen3_moe
+
+        self.config = configuration_qwen3_moe.Qwen3MoeConfig
+        self.block = modeling_qwen3_moe.Qwen3MoeSparseMoeBlock
+        self.chosen = {}
+
+    def __call__(self, x):
+        key = (x["x"].shape, x["router"].shape, x["x"].requires_grad and torch.is_grad_enabled())
+        if key not in self.chosen:
+            timed = {}
+            for form in self.FORMS:
+                try:
+                    block = self.build(form, x)
+                    self.once(block, x)
+                    start = time.perf_counter()
+                    self.once(block, x)
+                    timed[form] = (time.perf_counter() - start, block)
+                except RuntimeError:
+                    continue
+            self.chosen[key] = min(timed.values(), key=lambda entry: entry[0])[1]
+        return self.run(self.chosen[key], x)
+
+    def build(self, form, x):
+        experts, double, width = x["gate_up"].shape
+        config = self.config(
+            hidden_size=width,
+            moe_intermediate_size=double // 2,
+            num_experts=experts,
+            num_experts_per_tok=min(experts, EXPERTS_PER_TOKEN),
+            norm_topk_prob=True,
+        )
+        config._experts_implementation = form
+        return self.block(config)
+
+    def run(self, block, x):
+        weights = {"gate.weight": x["router"], "experts.gate_up_proj": x["gate_up"], "experts.down_proj": x["down"]}
+        output = torch.func.functional_call(block, weights, (x["x"],))
+        return output[0] if isinstance(output, tuple) else output
+
+    def once(self, block, x):
+        output = self.run(block, x)
+        if output.requires_grad:
+            torch.autograd.grad(output.sum(), [value for value in x.values() if value.requires_grad])
+
+
 def cases():
     yield Case("gla", "PyTorch, chunked", lambda x: gla(x["q"], x["k"], x["v"], x["log_decay"]), gla_step)
     try:
@@ -116,6 +175,12 @@ def cases():
         )
     except ImportError as error:
         warn("kda", error)
+
+    yield Case("dense-swiglu", "PyTorch", dense_swiglu)
+    try:
+        yield Case("moe-layer", "transformers, Qwen3-MoE", QwenBlock())
+    except ImportError as error:
+        warn("moe-layer", error)
 
     def attention(x):
         heads_first = (x[name].transpose(1, 2) for name in "qkv")

@@ -24,6 +24,11 @@ import torch
 import torch.nn.functional as F
 
 
+# Layers of `heads` experts of inner width `value_dim`, over tokens of width `key_dim`.
+FEED_FORWARD = ("moe-layer", "dense-swiglu")
+EXPERTS_PER_TOKEN = 8
+
+
 @dataclass
 class Case:
     """An op this peer has: `run(inputs)` computes the output, `step(inputs, state)` one token."""
@@ -39,6 +44,16 @@ class Case:
 
 def shapes(op, batch, time, heads, key_dim, value_dim):
     """The inputs of an op, by name."""
+    if op in FEED_FORWARD:
+        inner = min(heads, EXPERTS_PER_TOKEN) * value_dim
+        dense = {"x": (batch, time, key_dim), "gate_up": (2 * inner, key_dim), "down": (key_dim, inner)}
+        experts = {
+            "x": (batch, time, key_dim),
+            "router": (heads, key_dim),
+            "gate_up": (heads, 2 * value_dim, key_dim),
+            "down": (heads, key_dim, value_dim),
+        }
+        return dense if op == "dense-swiglu" else experts
     keys = (batch, time, heads, key_dim)
     inputs = {"q": keys, "k": keys, "v": (batch, time, heads, value_dim)}
     if op in ("gla", "kda"):
@@ -55,7 +70,10 @@ def draw(op, shape, dtype, device, seed):
     generator = torch.Generator(device).manual_seed(seed)
     inputs = {}
     for name, size in shapes(op, *shape).items():
-        if name == "beta":
+        if op in FEED_FORWARD:
+            values = torch.randn(size, generator=generator, device=device)
+            values = (values if name == "x" else 0.02 * values).to(dtype)
+        elif name == "beta":
             values = torch.rand(size, generator=generator, device=device).to(dtype)
         else:
             values = torch.randn(size, generator=generator, device=device)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     case::Case,
     entrant::message,
+    experts,
     op::{Form, Op, Pass, Precision},
     peer::{Peer, Request},
     plan::Settings,
@@ -18,6 +19,8 @@ use crate::{
 
 /// Two chunks, several sequences and heads.
 const SHAPE: Shape = Shape::new(2, 128, 3, 32);
+/// More experts than a token has.
+const EXPERTS: Shape = Shape { value_dim: 16, ..Shape::new(2, 64, 12, 32) };
 
 /// How far a peer's result is from ours.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -65,10 +68,12 @@ pub fn of(peer: &mut Peer, op: Op, settings: &Settings, ours: (&str, &Device)) -
     // Half precision keeps 8 to 11 bits.
     let tolerance = if precision == Precision::F32 { 1e-4 } else { 3e-2 };
     let inputs = inputs(op);
-    let request = Request::new(op.name(), SHAPE, Pass::Forward, precision, settings.threads, 0);
+    let shape = if op.is_feed_forward() { EXPERTS } else { SHAPE };
+    let request = Request::new(op.name(), shape, Pass::Forward, precision, settings.threads, 0);
     let form = if op.has(Form::Fused, Pass::Forward) { Form::Fused } else { Form::Portable };
-    let case = Case { op, form, pass: Pass::Forward, shape: SHAPE, precision };
-    let computed = std::panic::catch_unwind(|| scans::output_of(case, ours.1, &inputs));
+    let case = Case { op, form, pass: Pass::Forward, shape, precision };
+    let output_of = if op.is_feed_forward() { experts::output_of } else { scans::output_of };
+    let computed = std::panic::catch_unwind(|| output_of(case, ours.1, &inputs));
     let difference = peer
         .output(&request, &inputs)
         .map_err(|error| error.to_string())
@@ -95,6 +100,12 @@ fn difference(theirs: &[f32], ours: &[f32]) -> Result<f64, String> {
 /// The inputs that the worker expects of the op, drawn on the host.
 fn inputs(op: Op) -> Vec<(&'static str, Vec<f32>)> {
     let mut random = StdRng::seed_from_u64(1);
+    if op.is_feed_forward() {
+        let names = experts::inputs(op, EXPERTS);
+        return names
+            .map(|(name, size)| (name, (0..size).map(|_| random.random_range(-0.5..0.5)).collect()))
+            .collect();
+    }
     let tokens = SHAPE.batch * SHAPE.time * SHAPE.heads;
     let mut uniform = |count: usize, from: f32, to: f32| -> Vec<f32> {
         (0..count).map(|_| random.random_range(from..to)).collect()
@@ -134,5 +145,6 @@ mod tests {
         assert_eq!(names(Op::Softmax), ["q", "k", "v"]);
         assert_eq!(names(Op::Kda), ["q", "k", "v", "log_decay", "beta"]);
         assert_eq!(inputs(Op::GatedDeltaRule)[3].1.len(), 2 * 128 * 3);
+        assert_eq!(names(Op::MoeLayer), ["x", "router", "gate_up", "down"]);
     }
 }

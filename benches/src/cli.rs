@@ -63,6 +63,9 @@ pub struct ReportArgs {
     /// Exactly the cases of the headline figures; takes the place of --ops, --shapes, --forms and --passes.
     #[arg(long)]
     pub headline: bool,
+    /// Exactly the cases of the figures of the expert layers, likewise.
+    #[arg(long, conflicts_with = "headline")]
+    pub experts: bool,
     /// Times taken of every contestant, at least.
     #[arg(long, default_value = "7", value_parser = at_least_one)]
     pub repeat: usize,

@@ -1,8 +1,7 @@
 //! The headline figures, computed from the rows of a report.
 
-use serde::Serialize;
-
 use crate::{
+    figure::{Figure, Goal, Unit, at_least, at_most},
     op::Pass,
     plan::{HEADLINE_OPS, on_cpu},
     row::{COPY, MATMUL, Row},
@@ -12,103 +11,6 @@ use crate::{
 const LARGE_STATE: usize = 64 << 20;
 /// From here on memory is looked at.
 const LONG: usize = 32768;
-
-/// A figure of an op on a device, for each of its cases.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Figure {
-    /// What is measured.
-    pub figure: &'static str,
-    /// Our device.
-    pub device: String,
-    /// The operation.
-    pub op: String,
-    /// Shape and value.
-    pub cases: Vec<(String, f64)>,
-    /// How a value is written.
-    pub unit: Unit,
-    /// What must be reached.
-    pub bar: f64,
-    /// What is hoped for.
-    pub aim: f64,
-    /// Whether small values are good.
-    pub at_most: bool,
-    /// What the worst case reached.
-    pub verdict: Verdict,
-}
-
-/// How a value is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Unit {
-    /// `3.2x`.
-    Times,
-    /// `45 %`.
-    Share,
-}
-
-/// What was reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// The aim.
-    Aim,
-    /// The bar.
-    Bar,
-    /// Neither.
-    Missed,
-}
-
-impl Verdict {
-    /// The word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Aim => "aim",
-            Self::Bar => "bar",
-            Self::Missed => "missed",
-        }
-    }
-}
-
-impl Unit {
-    /// A value in this unit.
-    pub fn show(self, value: f64) -> String {
-        match self {
-            Self::Times if value < 10.0 => format!("{value:.2}x"),
-            Self::Times => format!("{value:.1}x"),
-            Self::Share => format!("{:.0} %", 100.0 * value),
-        }
-    }
-}
-
-/// A figure without its values.
-struct Goal {
-    figure: &'static str,
-    unit: Unit,
-    bar: f64,
-    aim: f64,
-    at_most: bool,
-}
-
-const fn at_least(figure: &'static str, unit: Unit, bar: f64, aim: f64) -> Goal {
-    Goal { figure, unit, bar, aim, at_most: false }
-}
-
-const fn at_most(figure: &'static str, unit: Unit, bar: f64, aim: f64) -> Goal {
-    Goal { figure, unit, bar, aim, at_most: true }
-}
-
-impl Goal {
-    fn verdict(&self, cases: &[(String, f64)]) -> Verdict {
-        let reached = |goal: f64| {
-            cases.iter().all(|(_, value)| if self.at_most { *value <= goal } else { *value >= goal })
-        };
-        match (reached(self.aim), reached(self.bar)) {
-            (true, _) => Verdict::Aim,
-            (false, true) => Verdict::Bar,
-            (false, false) => Verdict::Missed,
-        }
-    }
-}
 
 /// The figures that the rows suffice for, in the order of their list, then by device and op.
 pub fn figures(rows: &[Row]) -> Vec<Figure> {
@@ -187,6 +89,9 @@ fn place(op: &str) -> usize {
     HEADLINE_OPS.iter().position(|known| known.name() == op).unwrap_or(HEADLINE_OPS.len())
 }
 
+/// Shapes and values.
+type Cases = Vec<(String, f64)>;
+
 struct Table<'a> {
     rows: &'a [Row],
 }
@@ -199,39 +104,22 @@ impl<'a> Table<'a> {
         goal: impl Fn(&str) -> Goal,
         value: impl Fn(&Row) -> Option<f64>,
     ) {
-        let first = figures.len();
+        let mut groups: Vec<(&Row, Cases)> = Vec::new();
         for row in self.rows.iter().filter(|row| row.form == "fused") {
             if place(&row.op) == HEADLINE_OPS.len() {
                 continue;
             }
             let Some(value) = value(row) else { continue };
             let case = (row.shape().to_string(), value);
-            let known =
-                figures[first..].iter_mut().find(|known| known.device == row.device && known.op == row.op);
-            match known {
-                Some(figure) => figure.cases.push(case),
-                None => {
-                    let Goal { figure, unit, bar, aim, at_most } = goal(&row.op);
-                    let (device, op) = (row.device.clone(), row.op.clone());
-                    let verdict = Verdict::Missed;
-                    figures.push(Figure {
-                        figure,
-                        device,
-                        op,
-                        cases: vec![case],
-                        unit,
-                        bar,
-                        aim,
-                        at_most,
-                        verdict,
-                    });
-                }
+            let of_row = |group: &&mut (&Row, Cases)| group.0.device == row.device && group.0.op == row.op;
+            match groups.iter_mut().find(of_row) {
+                Some((_, cases)) => cases.push(case),
+                None => groups.push((row, vec![case])),
             }
         }
-        for figure in &mut figures[first..] {
-            figure.verdict = goal(&figure.op).verdict(&figure.cases);
-        }
-        figures[first..].sort_by(|a, b| (&a.device, place(&a.op)).cmp(&(&b.device, place(&b.op))));
+        groups.sort_by(|(a, _), (b, _)| (&a.device, place(&a.op)).cmp(&(&b.device, place(&b.op))));
+        figures
+            .extend(groups.into_iter().map(|(row, cases)| goal(&row.op).figure(&row.device, &row.op, cases)));
     }
 
     fn of_contest(&self, row: &'a Row) -> impl Iterator<Item = &'a Row> {
@@ -273,6 +161,7 @@ impl<'a> Table<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::figure::Verdict;
     use crate::{row::samples::row, shape::Shape};
 
     const SHAPE: Shape = Shape::new(1, 2048, 4, 64);
@@ -387,12 +276,5 @@ mod tests {
         };
         assert_eq!(only(&rows("cuda")).verdict, Verdict::Bar);
         assert!(figures(&rows("flex")).is_empty());
-    }
-
-    #[test]
-    fn values_are_written_in_their_unit() {
-        assert_eq!(Unit::Times.show(3.217), "3.22x");
-        assert_eq!(Unit::Times.show(12.34), "12.3x");
-        assert_eq!(Unit::Share.show(0.456), "46 %");
     }
 }

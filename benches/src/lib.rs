@@ -3,13 +3,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`shape`], [`op`], [`case`] | what can be measured, by name |
-//! | [`work`], [`scans`], [`vectors`], [`layers`] | a case made ready to be executed |
+//! | [`work`], [`scans`], [`vectors`], [`layers`], [`experts`] | a case made ready to be executed |
 //! | [`memory`] | bytes the program holds, from its allocator |
 //! | [`statistics`], [`race`] | how times are taken: contestants in turn, medians and quartiles |
 //! | [`peer`], [`agreement`] | other libraries, behind worker processes; whether they compute the same |
 //! | [`plan`], [`entrant`] | which contests a report runs, and who takes part |
 //! | [`row`], [`store`], [`machine`] | what a report leaves behind |
-//! | [`headline`], [`table`], [`plots`] | what it shows |
+//! | [`figure`], [`headline`], [`expert_headline`], [`table`], [`plots`] | what it shows |
 //! | [`cli`], [`report`], [`check`], [`error`] | the program |
 #![deny(missing_docs)]
 
@@ -19,6 +19,9 @@ pub mod check;
 pub mod cli;
 pub mod entrant;
 pub mod error;
+pub mod expert_headline;
+pub mod experts;
+pub mod figure;
 pub mod headline;
 pub mod layers;
 pub mod machine;

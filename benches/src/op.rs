@@ -74,6 +74,13 @@ named! {
         GatedRmsNorm = "gated-rms-norm",
         /// Causal softmax attention, the yardstick.
         Softmax = "softmax",
+        /// The mixture-of-experts layer with Qwen3-MoE's router, eight experts a token (or all, if there are fewer):
+        /// `heads` experts of inner width `value_dim` over tokens of width `key_dim`.
+        MoeLayer = "moe-layer",
+        /// One SwiGLU as wide as the experts of a token together, its yardstick.
+        DenseSwiGlu = "dense-swiglu",
+        /// The experts alone, over tokens that are sorted already.
+        SortedExperts = "sorted-experts",
     }
 }
 
@@ -114,14 +121,19 @@ named! {
 impl Op {
     /// Whether it is a scan with a matrix state.
     pub fn is_scan(self) -> bool {
-        !matches!(
-            self,
-            Self::Elementwise
-                | Self::SelectiveScan
-                | Self::ShortConvolution
-                | Self::GatedRmsNorm
-                | Self::Softmax
-        )
+        let others = [
+            Self::Elementwise,
+            Self::SelectiveScan,
+            Self::ShortConvolution,
+            Self::GatedRmsNorm,
+            Self::Softmax,
+        ];
+        !others.contains(&self) && !self.is_feed_forward()
+    }
+
+    /// Whether it is a feed-forward layer of experts, or what one is compared with.
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::MoeLayer | Self::DenseSwiGlu | Self::SortedExperts)
     }
 
     /// Whether our code has this pass in this form.
@@ -133,6 +145,7 @@ impl Op {
             Self::Elementwise => (form, pass) != (Form::Fused, Pass::Decode),
             // It has no state.
             Self::GatedRmsNorm => pass != Pass::Decode,
+            _ if self.is_feed_forward() => form == Form::Fused && pass != Pass::Decode,
             _ => true,
         }
     }
@@ -145,18 +158,28 @@ impl Op {
         }
     }
 
-    /// Floating-point operations of a forward pass of a scan, `C (K + V) + 4 K V` a token and head
-    /// with chunks of C = 64: the products within a chunk, the read of the state and the write.
+    /// Floating-point operations of a forward pass. A scan: `C (K + V) + 4 K V` a token and head
+    /// with chunks of C = 64: the products within a chunk, the read of the state and the write. Experts: three
+    /// products of `key_dim` by `value_dim` for each of a token's experts.
     pub fn flops(self, pass: Pass, shape: Shape) -> Option<f64> {
         let Shape { batch, time, heads, key_dim, value_dim } = shape;
-        let token = CHUNK * (key_dim + value_dim) + 4 * key_dim * value_dim;
-        (self.is_scan() && pass == Pass::Forward).then(|| (batch * time * heads * token) as f64)
+        let token = match self {
+            _ if self.is_feed_forward() => 6 * experts_per_token(shape) * key_dim * value_dim,
+            _ if self.is_scan() => heads * (CHUNK * (key_dim + value_dim) + 4 * key_dim * value_dim),
+            _ => return None,
+        };
+        (pass == Pass::Forward).then(|| (batch * time * token) as f64)
     }
 
     /// Bytes that a decode step of a scan cannot avoid: the state, read and written.
     pub fn state_traffic(self, pass: Pass, shape: Shape) -> Option<f64> {
         (self.is_scan() && pass == Pass::Decode).then(|| 2.0 * shape.state_bytes() as f64)
     }
+}
+
+/// How many of its experts a layer of this shape sends a token to.
+pub fn experts_per_token(shape: Shape) -> usize {
+    shape.heads.min(8)
 }
 
 #[cfg(test)]
@@ -181,6 +204,9 @@ mod tests {
         assert_eq!(Op::Kda.flops(Pass::Forward, shape), Some(600.0 * token));
         assert_eq!(Op::Kda.flops(Pass::ForwardBackward, shape), None);
         assert_eq!(Op::Softmax.flops(Pass::Forward, shape), None);
+        let experts = Shape { value_dim: 256, ..Shape::new(1, 4096, 64, 512) };
+        assert_eq!(Op::MoeLayer.flops(Pass::Forward, experts), Op::DenseSwiGlu.flops(Pass::Forward, experts));
+        assert_eq!(Op::MoeLayer.flops(Pass::Forward, experts), Some(4096.0 * 6.0 * 512.0 * 2048.0));
         assert_eq!(Op::Gla.state_traffic(Pass::Decode, shape), Some(2.0 * 4.0 * 6.0 * 4096.0));
     }
 

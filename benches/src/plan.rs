@@ -2,6 +2,7 @@
 
 use crate::{
     case::Case,
+    expert_headline,
     op::{Form, Op, Pass, Precision},
     peer::{PeerKind, Ready},
     row::{COPY, MATMUL, Row},
@@ -152,6 +153,28 @@ impl Settings {
         self.with_peaks(contests, peers)
     }
 
+    /// Exactly what the figures of the expert layers need: everybody of a pass in one contest.
+    pub fn experts(&self, peers: Peers) -> Vec<Contest> {
+        let contest = |pass: Pass| {
+            let mut specs = Vec::new();
+            for op in expert_headline::OPS.into_iter().filter(|op| op.has(Form::Fused, pass)) {
+                let shape = expert_headline::SHAPE;
+                let case = Case { op, form: Form::Fused, pass, shape, precision: self.precision };
+                specs.extend(self.devices.iter().map(|device| Spec::Ours { device: device.clone(), case }));
+                specs.extend(self.peers_of(op, pass, shape, peers));
+            }
+            Contest { name: format!("experts {pass} {} {}", self.precision, expert_headline::SHAPE), specs }
+        };
+        self.with_peaks([Pass::Forward, Pass::ForwardBackward].map(contest).to_vec(), peers)
+    }
+
+    fn peers_of(&self, op: Op, pass: Pass, shape: Shape, peers: Peers) -> impl Iterator<Item = Spec> {
+        peers.iter().filter_map(move |(kind, ready)| {
+            let form = ready.form(op, pass, self.precision)?.to_owned();
+            Some(Spec::Peer { kind: *kind, form, op, pass, shape })
+        })
+    }
+
     fn push(
         &self,
         contests: &mut Vec<Contest>,
@@ -174,11 +197,7 @@ impl Settings {
         if specs.is_empty() || contests.iter().any(|contest| contest.name == name) {
             return;
         }
-        for (kind, ready) in peers {
-            if let Some(form) = ready.form(op, pass, self.precision) {
-                specs.push(Spec::Peer { kind: *kind, form: form.to_owned(), op, pass, shape });
-            }
-        }
+        specs.extend(self.peers_of(op, pass, shape, peers));
         if op.state_traffic(pass, shape).is_some() {
             let gpus = self.devices.iter().filter(|device| !on_cpu(device)).cloned().map(Some);
             let cpu = self.devices.iter().any(|device| on_cpu(device)).then_some(None);
@@ -330,7 +349,7 @@ mod tests {
     #[test]
     fn rows_of_a_report_differ() {
         let settings = Settings { ops: Op::ALL.to_vec(), ..settings() };
-        for contests in [settings.contests(&ggml()), settings.headline(&ggml())] {
+        for contests in [settings.contests(&ggml()), settings.headline(&ggml()), settings.experts(&ggml())] {
             let mut keys = HashSet::new();
             for contest in &contests {
                 for spec in &contest.specs {

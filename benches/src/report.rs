@@ -17,7 +17,9 @@ use crate::{
     cli::ReportArgs,
     entrant::{Ours, Theirs},
     error::BenchError,
-    headline::{self, Figure},
+    expert_headline,
+    figure::Figure,
+    headline,
     machine::{Machine, device_name},
     peer::{Peer, PeerKind, Ready, Request},
     plan::{Contest, Place, Settings, Spec, on_cpu},
@@ -73,7 +75,8 @@ pub fn run(args: &ReportArgs) -> Result<(), BenchError> {
     }
     let left_out = report.run_contests(&contests, &mut store, start)?;
 
-    let figures = headline::figures(store.rows());
+    let mut figures = headline::figures(store.rows());
+    figures.extend(expert_headline::figures(store.rows()));
     let json = Json {
         machine: &machine,
         agreements: &report.agreements,
@@ -173,7 +176,11 @@ impl Report<'_> {
             let mut peer = peer.borrow_mut();
             let device = self.devices.iter().find(|(name, _)| on_cpu(name) != peer.kind().on_gpu());
             let Some((name, device)) = device.or(self.devices.first()) else { continue };
-            let ops = if self.args.headline { &crate::plan::HEADLINE_OPS[..] } else { &self.settings.ops };
+            let ops = match (self.args.headline, self.args.experts) {
+                (true, _) => &crate::plan::HEADLINE_OPS[..],
+                (false, true) => &crate::expert_headline::OPS[..],
+                (false, false) => &self.settings.ops,
+            };
             for &op in ops {
                 let Some(agreement) = agreement::of(&mut peer, op, &self.settings, (name, device)) else {
                     continue;
@@ -201,9 +208,10 @@ impl Report<'_> {
                 (peer.kind(), ready)
             })
             .collect();
-        match self.args.headline {
-            true => self.settings.headline(&peers),
-            false => self.settings.contests(&peers),
+        match (self.args.headline, self.args.experts) {
+            (true, _) => self.settings.headline(&peers),
+            (false, true) => self.settings.experts(&peers),
+            (false, false) => self.settings.contests(&peers),
         }
     }
 

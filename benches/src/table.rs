@@ -1,7 +1,7 @@
 //! What a report prints.
 
 use crate::{
-    headline::{Figure, Unit},
+    figure::{Figure, Unit},
     row::{COPY, Row},
 };
 
@@ -51,11 +51,12 @@ fn bytes(count: usize) -> String {
 /// The rows of a contest: times, rates, memory, and the ratio to every peer.
 pub fn contest(name: &str, rows: &[Row], peers: &[&str]) -> String {
     let several_shapes = rows.iter().any(|row| row.op == rows[0].op && row.shape() != rows[0].shape());
+    let several_ops = rows.iter().any(|row| row.op != COPY && row.op != rows[0].op);
     let ratio = |row: &Row, peer: &str| {
         if row.op == COPY || row.device == peer {
             return None;
         }
-        let theirs = rows.iter().find(|other| other.device == peer)?.median_s?;
+        let theirs = rows.iter().find(|other| other.device == peer && other.op == row.op)?.median_s?;
         Some(format!("{:.2}x", theirs / row.median_s?))
     };
     let present: Vec<&&str> =
@@ -67,9 +68,10 @@ pub fn contest(name: &str, rows: &[Row], peers: &[&str]) -> String {
     ];
     lines[0].extend(present.iter().map(|peer| format!("over {peer}")));
     for row in rows {
-        let form = match several_shapes {
-            true => format!("{} {}", row.form, row.shape()),
-            false => row.form.clone(),
+        let form = match (several_shapes, several_ops) {
+            (true, _) => format!("{} {}", row.form, row.shape()),
+            (_, true) => format!("{}, {}", row.op, row.form),
+            _ => row.form.clone(),
         };
         let mut line = vec![format!("  {}", row.device), form];
         if row.error.is_empty() {

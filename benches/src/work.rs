@@ -2,12 +2,13 @@
 
 use std::hint::black_box;
 
+use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use rayon::prelude::*;
 
 use crate::{
     case::Case,
-    layers,
+    experts, layers,
     op::{Op, Pass, Precision},
     scans, vectors,
 };
@@ -94,6 +95,7 @@ pub fn prepare(case: Case, device: &Device, seed: u64) -> Work {
         Op::ShortConvolution => layers::short_convolution(case, device),
         Op::GatedRmsNorm => layers::gated_rms_norm(case, device),
         Op::Softmax => layers::softmax(case, device),
+        Op::MoeLayer | Op::DenseSwiGlu | Op::SortedExperts => experts::prepare(case, device),
         _ => scans::prepare(case, device),
     }
 }
@@ -131,6 +133,16 @@ impl Inputs {
         match self.differentiate {
             true => Tensor::from_inner(values).require_grad(),
             false => values,
+        }
+    }
+
+    /// A module whose parameters are inputs, too: trained where inputs are differentiated.
+    pub fn module<M: Module>(&mut self, init: impl FnOnce(&Device) -> M) -> M {
+        let module = init(&self.module_device());
+        self.bytes += module.num_params() * self.dtype.size();
+        match self.differentiate {
+            true => module,
+            false => module.no_grad(),
         }
     }
 

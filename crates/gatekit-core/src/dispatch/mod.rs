@@ -11,4 +11,5 @@ mod tests;
 
 pub use capacity::{Capacity, Priority};
 pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
+pub use gatekit_kernels::grouped::{SortedSlots, gated_experts};
 pub use plan::DispatchPlan;
