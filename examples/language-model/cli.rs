@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::settings::{Mixer, Settings};
+use crate::settings::{Balance, Ffn, Mixer, Settings};
 
 const DEFAULT: Settings = Settings::DEFAULT;
 
@@ -103,9 +103,25 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub hybrid: Option<usize>,
 
-    /// Kimi Linear, DeepSeek-V3, Mixtral, Qwen3: experts of a layer, of which every byte chooses two
+    /// What stands behind every mixer (Kimi Linear, DeepSeek-V3, Mixtral and Qwen3 have experts always)
+    #[arg(long, value_enum, default_value_t = DEFAULT.ffn, help_heading = "Model")]
+    pub ffn: Ffn,
+
+    /// Experts of a layer
     #[arg(long, value_name = "N", default_value_t = DEFAULT.experts, help_heading = "Model")]
     pub experts: usize,
+
+    /// Experts that every byte chooses; together they are as wide as the dense layer
+    #[arg(long, value_name = "N", default_value_t = DEFAULT.experts_per_token, help_heading = "Model")]
+    pub experts_per_token: usize,
+
+    /// What keeps the experts evenly used [default: loss; bias with Kimi Linear and DeepSeek-V3]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub balance: Option<Balance>,
+
+    /// Bytes that an expert takes in training, in multiples of its fair share; the rest is dropped [default: all]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub capacity: Option<f64>,
 
     /// Optimiser steps
     #[arg(long, value_name = "N", default_value_t = DEFAULT.steps, help_heading = "Training")]
@@ -220,6 +236,10 @@ impl Cli {
             window,
             hybrid,
             experts,
+            ffn,
+            experts_per_token,
+            balance,
+            capacity,
             steps,
             batch_size,
             context,
@@ -256,6 +276,8 @@ mod tests {
         assert_eq!(cli("--quick").settings(), Settings::QUICK);
         let expected = Settings { dim: 96, short_conv: false, ..Settings::QUICK };
         assert_eq!(cli("--quick --dim 96 --no-short-conv").settings(), expected);
+        let expected = Settings { ffn: Ffn::Moe, experts: 8, balance: Some(Balance::None), ..DEFAULT };
+        assert_eq!(cli("--ffn moe --experts 8 --balance none").settings(), expected);
     }
 
     #[test]

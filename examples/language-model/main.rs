@@ -12,6 +12,7 @@
 //! | `data`, `ngram` | the text and its split; the baselines |
 //! | `model` | the models: what the settings mean to each, and how it is measured |
 //! | `train`, `checkpoint` | one step; the state to go on from |
+//! | `experts` | sparse feed-forward layers: balance, load |
 //! | `evaluate`, `sample` | bits per byte on unseen text; writing |
 //! | `run` | a run from beginning to end |
 //! | `run_folder`, `metrics`, `plots` | what a run leaves behind |
@@ -23,6 +24,7 @@ mod cli;
 mod data;
 mod error;
 mod evaluate;
+mod experts;
 mod interrupt;
 mod metrics;
 mod model;

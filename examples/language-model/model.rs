@@ -19,13 +19,12 @@ use gatekit::sequence::{
 
 use crate::data::tokens;
 use crate::evaluate::{carrying_the_state, overlapping_windows};
+use crate::experts;
 use crate::metrics::GateRow;
-use crate::settings::{Mixer, Settings};
+use crate::settings::{Ffn, Mixer, Settings};
 
 /// One token a byte.
 const VOCABULARY: usize = 256;
-/// Experts that every byte chooses.
-const CHOSEN: usize = 2;
 
 /// The model, for people.
 pub fn name(settings: &Settings) -> String {
@@ -49,9 +48,13 @@ pub fn name(settings: &Settings) -> String {
         Mixer::Softmax => "softmax attention",
         Mixer::TransNormer => "TransNormerLLM",
     };
-    match settings.hybrid {
+    let name = match settings.hybrid {
         Some(linear) => format!("{name} {linear}:1"),
         None => name.to_string(),
+    };
+    match settings.ffn {
+        Ffn::Moe if !settings.mixer.is_sparse() => format!("{name} with {} experts", settings.experts),
+        _ => name,
     }
 }
 
@@ -61,14 +64,15 @@ pub fn name(settings: &Settings) -> String {
 ///
 /// [`ConfigError`] for a width that the heads do not divide.
 pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
-    let Settings { dim, layers, heads, experts, window, .. } = *settings;
+    let Settings { dim, layers, heads, experts: routed, window, .. } = *settings;
     if heads == 0 || !dim.is_multiple_of(heads) {
         return Err(ConfigError::new("--heads", heads, format!("a divisor of --dim {dim}")));
     }
     let (head, inner) = (dim / heads, settings.intermediate_size());
     // So that the chosen experts together are as wide as the dense layer.
-    let expert = inner.div_ceil(CHOSEN);
-    let chosen = CHOSEN.min(experts);
+    let chosen = settings.experts_per_token;
+    let expert = inner.div_ceil(chosen);
+    let moe = experts::layer(settings, inner);
     // Rotations take pairs of channels.
     let (rotated, latent) = ((head / 2).next_multiple_of(2), (dim / 2).max(1));
     // Every fourth layer, and the last of a stack that is shorter.
@@ -78,9 +82,10 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
     Ok(match settings.mixer {
         Mixer::Gla if settings.hybrid.is_none() => gla(settings).into(),
         mixer if mixer.is_hybrid() => hybrid(settings)?.into(),
-        Mixer::AffineScaled => {
-            AffineScaledModelConfig::new(VOCABULARY, dim, layers, inner).with_num_heads(heads).into()
-        }
+        Mixer::AffineScaled => AffineScaledModelConfig::new(VOCABULARY, dim, layers, inner)
+            .with_num_heads(heads)
+            .with_moe(moe)
+            .into(),
         Mixer::DeepseekV3 => DeepseekV3Config::new(VOCABULARY, dim, layers)
             .with_intermediate_size(inner)
             .with_num_attention_heads(heads)
@@ -89,8 +94,9 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_qk_nope_head_dim(head)
             .with_qk_rope_head_dim(rotated)
             .with_v_head_dim(head)
-            .with_n_routed_experts(experts)
+            .with_n_routed_experts(routed)
             .with_num_experts_per_tok(chosen)
+            .with_norm_topk_prob(chosen > 1)
             .with_moe_intermediate_size(expert)
             .with_first_k_dense_replace(1)
             .with_n_group(1)
@@ -103,6 +109,7 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .into(),
         Mixer::GatedAttention => GatedAttentionModelConfig::new(VOCABULARY, dim, layers, inner)
             .with_num_attention_heads(heads)
+            .with_moe(moe)
             .into(),
         Mixer::KimiLinear => KimiLinearConfig::new(VOCABULARY, dim, layers, linear, full)
             .with_intermediate_size(inner)
@@ -113,7 +120,7 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_qk_nope_head_dim(head)
             .with_qk_rope_head_dim(rotated)
             .with_v_head_dim(head)
-            .with_num_experts(experts)
+            .with_num_experts(routed)
             .with_num_experts_per_token(chosen)
             .with_moe_intermediate_size(expert)
             .into(),
@@ -123,7 +130,7 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_num_attention_heads(heads)
             .with_num_key_value_heads(heads)
             .with_sliding_window(window)
-            .with_num_local_experts(experts)
+            .with_num_local_experts(routed)
             .with_num_experts_per_tok(chosen)
             .with_rope_theta(10_000.0)
             .into(),
@@ -135,10 +142,10 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_num_attention_heads(heads)
             .with_num_key_value_heads(heads)
             .with_head_dim(Some(head))
-            .with_num_experts(experts)
+            .with_num_experts(routed)
             .with_num_experts_per_tok(chosen)
             .with_moe_intermediate_size(expert)
-            .with_norm_topk_prob(true)
+            .with_norm_topk_prob(chosen > 1)
             .into(),
         Mixer::Qwen3Next => Qwen3NextConfig::new(VOCABULARY, dim, layers)
             .with_full_attention_interval(4.min(layers))
@@ -151,8 +158,9 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_linear_num_value_heads(heads)
             .with_linear_key_head_dim(head)
             .with_linear_value_head_dim(head)
-            .with_num_experts(experts)
+            .with_num_experts(routed)
             .with_num_experts_per_tok(chosen)
+            .with_norm_topk_prob(chosen > 1)
             .with_moe_intermediate_size(expert)
             .with_shared_expert_intermediate_size(expert)
             .with_intermediate_size(inner)
@@ -161,6 +169,7 @@ pub fn config(settings: &Settings) -> Result<AutoConfig, ConfigError> {
             .with_num_heads(heads)
             .with_window_size(window)
             .with_intermediate_size(Some(inner))
+            .with_moe(moe)
             .into(),
         Mixer::TransNormer => {
             TransNormerConfig::new(VOCABULARY, dim, layers).with_num_heads(heads).with_glu_dim(inner).into()
@@ -179,6 +188,7 @@ fn gla(settings: &Settings) -> GlaConfig {
         .with_use_short_conv(settings.short_conv)
         .with_gate_logit_normalizer(settings.gate_normalizer)
         .with_intermediate_size(Some(settings.intermediate_size()))
+        .with_moe(experts::layer(settings, settings.intermediate_size()))
 }
 
 /// The other linear layers, and stacks with softmax attention.
@@ -206,7 +216,10 @@ fn hybrid(settings: &Settings) -> Result<HybridConfig, ConfigError> {
         None => None,
     };
     let size = settings.intermediate_size();
-    Ok(HybridConfig::new(VOCABULARY, layers, mixer).with_attn(attn).with_intermediate_size(Some(size)))
+    Ok(HybridConfig::new(VOCABULARY, layers, mixer)
+        .with_attn(attn)
+        .with_intermediate_size(Some(size))
+        .with_moe(experts::layer(settings, size)))
 }
 
 /// Mean bits per byte on `text[range]`, every byte predicted once from what stands before it.
@@ -247,7 +260,7 @@ pub fn gates(model: &AutoModel, text: &[u8], step: usize, device: &Device) -> Ve
 mod tests {
     use clap::ValueEnum;
     use gatekit::core::ModuleConfig;
-    use gatekit::sequence::CausalLm;
+    use gatekit::sequence::{CausalLm, RoutedLm};
 
     use super::*;
 
@@ -318,11 +331,14 @@ mod tests {
         // Every mixer has kernels of its own, which a GPU would compile first.
         let device = gatekit::device::parse("flex").expect("compiled in");
         for &mixer in Mixer::value_variants() {
-            for hybrid in [None, Some(1)] {
-                if hybrid.is_some() && !mixer.is_hybrid() {
+            for (hybrid, ffn) in
+                [(None, Ffn::Dense), (Some(1), Ffn::Dense), (None, Ffn::Moe), (Some(1), Ffn::Moe)]
+            {
+                let settings = Settings { mixer, hybrid, ffn, dim: 32, ..settings() };
+                if hybrid.is_some() && !mixer.is_hybrid() || ffn == Ffn::Moe && !mixer.takes_experts() {
+                    assert!(settings.validate().is_err());
                     continue;
                 }
-                let settings = Settings { mixer, hybrid, dim: 32, ..settings() };
                 settings.validate().expect("valid");
                 let made = config(&settings).expect("a configuration");
                 let model = made.try_init(&device).unwrap_or_else(|error| panic!("{mixer:?}: {error}"));
@@ -332,6 +348,8 @@ mod tests {
                 assert!(found.is_finite() && found > 6.0, "{mixer:?}: {found}");
                 let gates = gates(&model, TEXT, 1, &device).len();
                 assert_eq!(gates, if mixer == Mixer::Gla && hybrid.is_none() { 4 } else { 0 });
+                let (_, routings) = model.forward_with_routing(tokens(&TEXT[..32], &device));
+                assert_eq!(routings.is_empty(), !settings.is_sparse(), "{mixer:?}");
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::checkpoint::{Checkpoint, RunIdentity, newest};
 use crate::cli::{Args, Cli};
 use crate::data::Corpus;
 use crate::error::RunError;
+use crate::experts::{ExpertLog, is_look};
 use crate::interrupt;
 use crate::metrics::{GateRow, Log, StepRow};
 use crate::model;
@@ -120,11 +121,18 @@ pub fn run(plan: &Plan) -> Result<Outcome, RunError> {
 
     let mut metrics = Log::open(&folder.metrics(), trainer.steps_done())?;
     let mut gates = Log::open(&folder.gates(), trainer.steps_done())?;
-    let outcome = train(plan, &mut trainer, &folder, &mut metrics, &mut gates);
+    let sparse = plan.settings().is_sparse();
+    let mut loads = sparse.then(|| ExpertLog::open(&folder, trainer.steps_done())).transpose()?;
+    let outcome = train(plan, &mut trainer, &folder, &mut metrics, &mut gates, &mut loads);
     // Whatever ended the training: what it measured is drawn.
     let steps = plan.settings().steps;
     plots::loss(folder.path(), metrics.rows(), steps, &baselines)?;
     plots::gates(folder.path(), gates.rows())?;
+    let mut evenness = None;
+    if let Some(loads) = &loads {
+        loads.draw(folder.path())?;
+        evenness = loads.summary();
+    }
     if let Outcome::Interrupted = outcome? {
         say(format_args!(
             "Stopped after step {}. Go on with the same command and --resume.",
@@ -133,10 +141,18 @@ pub fn run(plan: &Plan) -> Result<Outcome, RunError> {
         return Ok(Outcome::Interrupted);
     }
 
+    if let Some((busiest, dropped)) = &evenness {
+        let busiest: Vec<String> = busiest.iter().map(|load| format!("{load:.2}")).collect();
+        say(format_args!(
+            "The busiest expert of each layer has {} times the mean load; {:.1} % of slots are dropped.",
+            busiest.join(", "),
+            100.0 * dropped,
+        ));
+    }
     let model = trainer.trained();
     folder.write_weights(&model)?;
     if !plan.args.no_validation {
-        validate(plan, &model, &folder, &baselines)?;
+        validate(plan, &model, &folder, &baselines, evenness)?;
     }
     say(format_args!("The run's folder: {}\n", folder.path().display()));
     if interrupt::asked() {
@@ -197,6 +213,7 @@ fn train(
     folder: &RunFolder,
     metrics: &mut Log<StepRow>,
     gates: &mut Log<GateRow>,
+    loads: &mut Option<ExpertLog>,
 ) -> Result<Outcome, RunError> {
     let Plan { args, corpus, .. } = plan;
     let settings = plan.settings();
@@ -241,11 +258,16 @@ fn train(
             validation_bits_per_byte: validation,
         })?;
 
+        if let Some(loads) = loads.as_mut().filter(|_| is_look(step.number, settings.steps)) {
+            loads.push(step.number, &step.loads)?;
+        }
+
         let interrupted = interrupt::asked();
         let out_of_time = plan.budget.is_some_and(|budget| started.elapsed() >= budget);
         if last || interrupted || out_of_time || step.number.is_multiple_of(args.checkpoint_every) {
             metrics.flush()?;
             gates.flush()?;
+            loads.as_mut().map_or(Ok(()), ExpertLog::flush)?;
             trainer.checkpoint().write(&plan.record.identity, &folder.checkpoints())?;
         }
         if interrupted {
@@ -287,6 +309,12 @@ struct Results {
     bits_per_byte: f64,
     kneser_ney_bits_per_byte: [f64; MAX_ORDER],
     witten_bell_bits_per_byte: [f64; MAX_ORDER],
+    /// Load of the busiest expert over the mean load, a sparse layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    busiest_expert: Option<Vec<f64>>,
+    /// Share of slots that were dropped in training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<f64>,
 }
 
 /// Measures the model on the whole held-out text and prints it beside the n-gram models.
@@ -295,6 +323,7 @@ fn validate(
     model: &AutoModel,
     folder: &RunFolder,
     baselines: &Estimates,
+    evenness: Option<(Vec<f64>, f64)>,
 ) -> Result<(), RunError> {
     let corpus = &plan.corpus;
     let range = corpus.held_out_from()..corpus.bytes().len();
@@ -303,11 +332,11 @@ fn validate(
 
     let row = |name: &str, values: &[f64]| {
         let values: String = values.iter().map(|value| format!("{value:>8.3}")).collect();
-        say(format_args!("  {name:<30}{values}"));
+        say(format_args!("  {name:<40}{values}"));
     };
     say(format_args!("\nBits per byte on all {} held-out bytes:", grouped(corpus.held_out().len())));
     let orders: String = (1..=MAX_ORDER).map(|order| format!("{order:>8}")).collect();
-    say(format_args!("  {:<30}{orders}", "n-gram model of order"));
+    say(format_args!("  {:<40}{orders}", "n-gram model of order"));
     row("interpolated Kneser-Ney", &baselines.kneser_ney);
     row("interpolated Witten-Bell", &baselines.witten_bell);
     row(&name, &[bits]);
@@ -317,6 +346,7 @@ fn validate(
     };
     say(format_args!("The model is {margin:.3} bits per byte {side} the best n-gram model."));
 
+    let (busiest_expert, dropped) = evenness.unzip();
     folder.write_results(&Results {
         model: name,
         parameters: model.num_params(),
@@ -324,5 +354,7 @@ fn validate(
         bits_per_byte: bits,
         kneser_ney_bits_per_byte: baselines.kneser_ney,
         witten_bell_bits_per_byte: baselines.witten_bell,
+        busiest_expert,
+        dropped,
     })
 }

@@ -47,7 +47,46 @@ pub enum Mixer {
     TransNormer,
 }
 
+/// What stands behind every mixer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ffn {
+    /// One SwiGLU for every byte.
+    #[default]
+    Dense,
+    /// A mixture of experts, of which every byte chooses a few.
+    Moe,
+}
+
+/// What keeps the experts evenly used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Nothing.
+    None,
+    /// A balancing loss with a weight of 0.01 a layer (Switch).
+    Loss,
+    /// A bias on the choice, moved by 0.001 after every step (DeepSeek-V3).
+    Bias,
+}
+
 impl Mixer {
+    /// Whether its published model has experts, whatever --ffn says.
+    pub fn is_sparse(self) -> bool {
+        use Mixer::*;
+        matches!(self, DeepseekV3 | KimiLinear | Mixtral | Qwen3Moe | Qwen3Next)
+    }
+
+    /// Whether its dense feed-forward layers can be replaced by experts (--ffn moe).
+    pub fn takes_experts(self) -> bool {
+        !matches!(self, Self::Gam | Self::Mamba | Self::Move | Self::TransNormer)
+    }
+
+    /// Whether its experts can be chosen with a bias (--balance bias).
+    pub fn takes_bias(self) -> bool {
+        !matches!(self, Self::Mixtral | Self::Qwen3Moe | Self::Qwen3Next)
+    }
+
     /// Whether the layers can be mixed with softmax attention (--hybrid).
     pub fn is_hybrid(self) -> bool {
         use Mixer::*;
@@ -89,6 +128,18 @@ pub struct Settings {
     /// Experts of a layer, in models with experts.
     #[serde(default = "experts")]
     pub experts: usize,
+    /// What stands behind every mixer.
+    #[serde(default)]
+    pub ffn: Ffn,
+    /// Experts that every byte chooses.
+    #[serde(default = "experts_per_token")]
+    pub experts_per_token: usize,
+    /// What keeps the experts evenly used, if not what the model was published with.
+    #[serde(default)]
+    pub balance: Option<Balance>,
+    /// Slots of an expert in training, in multiples of its fair share; all that come if none.
+    #[serde(default)]
+    pub capacity: Option<f64>,
     /// Bytes of one training sequence.
     pub context: usize,
     /// Sequences of one step.
@@ -116,6 +167,13 @@ fn experts() -> usize {
     EXPERTS
 }
 
+/// Experts that a byte chooses, unless told otherwise.
+const CHOSEN: usize = 2;
+
+fn experts_per_token() -> usize {
+    CHOSEN
+}
+
 impl Settings {
     /// The full run: at most five minutes on two cores.
     pub const DEFAULT: Self = Self {
@@ -131,6 +189,10 @@ impl Settings {
         window: None,
         hybrid: None,
         experts: EXPERTS,
+        ffn: Ffn::Dense,
+        experts_per_token: CHOSEN,
+        balance: None,
+        capacity: None,
         context: 256,
         batch_size: 8,
         steps: 3000,
@@ -158,6 +220,20 @@ impl Settings {
     /// for a SwiGLU with as many weights as a plain feed-forward layer of four times the model's.
     pub fn intermediate_size(&self) -> usize {
         self.intermediate.unwrap_or_else(|| (8 * self.dim).div_ceil(3).next_multiple_of(32))
+    }
+
+    /// Whether there are experts.
+    pub fn is_sparse(&self) -> bool {
+        self.mixer.is_sparse() || self.ffn == Ffn::Moe
+    }
+
+    /// What keeps the experts evenly used: as given, or a loss, or a bias for the models that were published with one.
+    pub fn balance(&self) -> Balance {
+        self.balance.unwrap_or(match self.mixer {
+            _ if !self.is_sparse() => Balance::None,
+            Mixer::DeepseekV3 | Mixer::KimiLinear => Balance::Bias,
+            _ => Balance::Loss,
+        })
     }
 
     /// The mixer as it is written on the command line.
@@ -213,10 +289,7 @@ impl Settings {
             let need = "--mixer gla, delta-net, gated-delta-net, hgrn, hgrn2 or retnet";
             return Err(ConfigError::new("--hybrid", got, need));
         }
-        if self.experts < 2 {
-            return Err(ConfigError::new("--experts", self.experts, "at least 2"));
-        }
-        Ok(())
+        crate::experts::validate(self)
     }
 }
 
@@ -262,6 +335,35 @@ mod tests {
         assert_eq!(refused(|s| s.window = Some(8)), "--window");
         assert_eq!(refused(|s| s.experts = 1), "--experts");
         assert_eq!(refused(|s| (s.hybrid, s.mixer) = (Some(3), Mixer::Mamba)), "--hybrid");
+        assert_eq!(refused(|s| (s.ffn, s.mixer) = (Ffn::Moe, Mixer::Mamba)), "--ffn");
+        assert_eq!(refused(|s| s.experts_per_token = 0), "--experts-per-token");
+        assert_eq!(refused(|s| s.experts_per_token = 5), "--experts-per-token");
+        assert_eq!(refused(|s| (s.experts_per_token, s.mixer) = (1, Mixer::Mixtral)), "--experts-per-token");
+        assert_eq!(refused(|s| s.balance = Some(Balance::Loss)), "--balance");
+        assert_eq!(refused(|s| (s.balance, s.mixer) = (Some(Balance::Bias), Mixer::Qwen3Moe)), "--balance");
+        assert_eq!(refused(|s| s.capacity = Some(1.0)), "--capacity");
+        assert_eq!(refused(|s| (s.ffn, s.capacity) = (Ffn::Moe, Some(0.0))), "--capacity");
         assert!(Settings::DEFAULT.validate().is_ok() && Settings::QUICK.validate().is_ok());
+    }
+
+    #[test]
+    fn experts_are_balanced_as_their_model_was() {
+        let balance = |mixer, ffn| Settings { mixer, ffn, ..Settings::DEFAULT }.balance();
+        assert_eq!(balance(Mixer::Gla, Ffn::Dense), Balance::None);
+        assert_eq!(balance(Mixer::Gla, Ffn::Moe), Balance::Loss);
+        assert_eq!(balance(Mixer::Mixtral, Ffn::Dense), Balance::Loss);
+        assert_eq!(balance(Mixer::KimiLinear, Ffn::Dense), Balance::Bias);
+        let none = Settings { mixer: Mixer::DeepseekV3, balance: Some(Balance::None), ..Settings::DEFAULT };
+        assert_eq!(none.balance(), Balance::None);
+    }
+
+    #[test]
+    fn runs_from_before_there_were_experts_can_be_resumed() {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(Settings::DEFAULT) else { panic!("fields") };
+        for field in ["ffn", "experts_per_token", "balance", "capacity"] {
+            fields.remove(field);
+        }
+        let read: Settings = serde_json::from_value(Value::Object(fields)).expect("the rest are defaults");
+        assert_eq!(read, Settings::DEFAULT);
     }
 }

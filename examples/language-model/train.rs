@@ -4,14 +4,16 @@ use burn::grad_clipping::GradientClippingConfig;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::prelude::*;
+use gatekit::core::probe::ExpertLoad;
 use gatekit::core::{ConfigError, ModuleConfig};
 use gatekit::sequence::lm::Targets;
-use gatekit::sequence::{AutoModel, CausalLm};
+use gatekit::sequence::{AutoModel, CausalLm, RoutedLm};
 use gatekit_examples::training::schedule;
 
 use crate::checkpoint::Checkpoint;
 use crate::data::Corpus;
 use crate::error::RunError;
+use crate::experts;
 use crate::model;
 use crate::settings::Settings;
 
@@ -33,6 +35,8 @@ pub struct Step {
     pub loss: f32,
     /// The learning rate of the update.
     pub learning_rate: f64,
+    /// How the batch used the experts, one entry a sparse layer.
+    pub loads: Vec<ExpertLoad>,
 }
 
 impl Trainer {
@@ -88,19 +92,28 @@ impl Trainer {
         let batch = corpus.batch(seed, self.step, batch_size, context);
         let targets = Targets::new(&batch, self.model.vocab_size(), &self.device)?;
 
-        let logits = self.model.forward(Tensor::from_data(batch, &self.device), None);
+        let (logits, routings) = self.model.forward_with_routing(Tensor::from_data(batch, &self.device));
         let loss = targets.cross_entropy(logits);
-        let gradients = GradientsParams::from_grads(loss.backward(), &self.model);
+        let balance = self.settings.balance();
+        let balanced = match experts::balance_loss(balance, &routings, [batch_size, context]) {
+            Some(balance) => loss.clone() + balance,
+            None => loss.clone(),
+        };
+        let gradients = GradientsParams::from_grads(balanced.backward(), &self.model);
         let rates = self.scheduler.step();
         let learning_rate = rates.base();
         self.model = self.optimizer.step(rates, self.model.clone(), gradients);
+        if let Some(balancer) = experts::balancer(balance) {
+            self.model = self.model.clone().rebalance(&balancer, &routings);
+        }
         self.step += 1;
+        let loads = routings.iter().map(|routing| ExpertLoad::of([&routing.assignment])).collect();
 
         let loss = loss.into_scalar::<f32>();
         if !loss.is_finite() {
             return Err(RunError::Diverged { step: self.step, loss });
         }
-        Ok(Step { number: self.step, loss, learning_rate })
+        Ok(Step { number: self.step, loss, learning_rate, loads })
     }
 
     /// Steps taken.
@@ -124,7 +137,7 @@ fn learning_rates(settings: &Settings) -> Result<ModuleLrScheduler, ConfigError>
 mod tests {
     use super::*;
     use crate::checkpoint::{RunIdentity, newest};
-    use crate::settings::Mixer;
+    use crate::settings::{Balance, Ffn, Mixer};
 
     fn tiny(mixer: Mixer) -> Settings {
         Settings {
@@ -148,10 +161,10 @@ mod tests {
     }
 
     /// Six steps in one go, and three, a checkpoint on the disk, and three more: the same losses to the last bit.
-    fn resumed_run_repeats_the_uninterrupted_one(mixer: Mixer) {
+    fn resumed_run_repeats_the_uninterrupted_one(settings: Settings) {
         let _alone = crate::random_numbers();
         let corpus = corpus();
-        let run = RunIdentity { settings: tiny(mixer), text: corpus.identity() };
+        let run = RunIdentity { settings, text: corpus.identity() };
         let device = Device::default();
         let folder = tempfile::tempdir().expect("a temporary folder");
 
@@ -180,12 +193,53 @@ mod tests {
 
     #[test]
     fn resumed_gla_run_repeats_the_uninterrupted_one() {
-        resumed_run_repeats_the_uninterrupted_one(Mixer::Gla);
+        resumed_run_repeats_the_uninterrupted_one(tiny(Mixer::Gla));
     }
 
     #[test]
     fn resumed_softmax_run_repeats_the_uninterrupted_one() {
-        resumed_run_repeats_the_uninterrupted_one(Mixer::Softmax);
+        resumed_run_repeats_the_uninterrupted_one(tiny(Mixer::Softmax));
+    }
+
+    #[test]
+    fn resumed_sparse_runs_repeat_the_uninterrupted_ones() {
+        let sparse = Settings { ffn: Ffn::Moe, ..tiny(Mixer::Gla) };
+        for balance in [Balance::None, Balance::Loss, Balance::Bias] {
+            let capacity = (balance == Balance::Loss).then_some(1.0);
+            let settings = Settings { balance: Some(balance), capacity, ..sparse.clone() };
+            resumed_run_repeats_the_uninterrupted_one(settings);
+        }
+        resumed_run_repeats_the_uninterrupted_one(tiny(Mixer::DeepseekV3));
+    }
+
+    /// After the same first step the balance is what differs, and steps report the loads of every sparse layer.
+    #[test]
+    fn losses_and_biases_change_the_training_of_the_experts() {
+        let _alone = crate::random_numbers();
+        let corpus = corpus();
+        let trained = |mixer, balance| {
+            let settings = Settings { ffn: Ffn::Moe, balance: Some(balance), ..tiny(mixer) };
+            let mut trainer = Trainer::new(&settings, &Device::default()).expect("built");
+            let steps: Vec<Step> = (0..2).map(|_| trainer.train_step(&corpus).expect("a step")).collect();
+            let weights = gatekit::sequence::checkpoint::named_parameters(&trainer.trained());
+            (steps, weights)
+        };
+        for (mixer, layers) in [(Mixer::Retnet, 2), (Mixer::DeepseekV3, 1), (Mixer::GatedAttention, 2)] {
+            let (plain, without) = trained(mixer, Balance::None);
+            let (balanced, with_loss) = trained(mixer, Balance::Loss);
+            let (_, with_bias) = trained(mixer, Balance::Bias);
+            assert_eq!(
+                plain[0].loss.to_bits(),
+                balanced[0].loss.to_bits(),
+                "the loss shown is without the balance"
+            );
+            assert_eq!((plain[1].loads.len(), balanced[0].loads[0].shares.len()), (layers, 4));
+            let gate = without.keys().find(|name| name.ends_with("mlp.gate.weight")).expect("a router");
+            assert_ne!(without[gate], with_loss[gate], "{mixer:?}");
+            let bias =
+                with_bias.keys().find(|name| name.ends_with("e_score_correction_bias")).expect("a bias");
+            assert!(with_bias[bias].iter::<f64>().any(|bias| bias != 0.0), "{mixer:?}");
+        }
     }
 
     #[test]

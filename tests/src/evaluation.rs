@@ -16,6 +16,7 @@ use crate::{
     case::Case,
     failure::{Failure, Result, catch},
     fields::Fields,
+    judge::judge,
 };
 
 /// What one way of computing a case produced.
@@ -284,6 +285,20 @@ impl<'a> Evaluation<'a> {
         let values = counts.iter().map(|count| *count as i64).collect();
         let array = Array { shape: vec![counts.len()], values: Values::Int(values) };
         self.outputs.insert(name.to_owned(), array);
+    }
+
+    /// Compares a result with the reference's output of that name at once: for a second way to compute
+    /// it, besides the one that is differentiated.
+    ///
+    /// # Errors
+    ///
+    /// The case has no such output, or the result misses it.
+    pub fn compare(&self, name: &str, got: &Array) -> Result<()> {
+        let want = self.case.outputs.get(name);
+        let want = want.ok_or_else(|| Failure(format!("the case lacks `output.{name}`")))?;
+        judge(got, want, self.case.tolerance_output)
+            .map(|_| ())
+            .map_err(|failure| failure.within(format_args!("output.{name}, computed otherwise")))
     }
 
     /// Differentiates and hands the results over.

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// Half-precision tensors as float32, all others unchanged: sums, norms and softmax need it.
-pub(crate) fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F16 | DType::BF16 => x.cast(DType::F32),
         _ => x,

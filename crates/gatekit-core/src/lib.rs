@@ -3,17 +3,22 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
+pub mod cross_entropy;
+pub mod cross_modal;
 pub mod decay;
 pub mod dispatch;
+pub mod divergence;
 pub mod error;
 pub mod feed_forward;
 pub mod gate;
 pub mod glu;
 pub mod init;
+pub mod linalg;
 pub mod lrpe;
 pub mod memory_bank;
 pub mod mlp;
@@ -29,5 +34,6 @@ pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
 
+pub use common::widen;
 pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};

@@ -101,5 +101,6 @@ pub use mixtral::{MixtralConfig, MixtralForCausalLm};
 pub use mixture_of_value_embeddings::{MoveImageConfig, MoveImageModel, MoveTextConfig, MoveTextModel};
 pub use qwen3_moe::{Qwen3MoeConfig, Qwen3MoeForCausalLm};
 pub use qwen3_next::{Qwen3NextConfig, Qwen3NextForCausalLm};
+pub use routed::RoutedLm;
 pub use softmax::{SoftmaxConfig, SoftmaxForCausalLm};
 pub use transnormer::{TransNormerConfig, TransNormerLlm};

@@ -6,12 +6,43 @@ use gatekit_core::router::{BiasBalancer, Routing};
 
 use crate::backbone::{CausalModel, TokenMixer};
 use crate::feed_forward::DecoderFeedForward;
+use crate::gated_associative_memory::GamLm;
+use crate::lm::CausalLm;
+use crate::mamba::MambaForCausalLm;
+use crate::mixture_of_value_embeddings::MoveTextModel;
+use crate::transnormer::TransNormerLlm;
 
-impl<M: TokenMixer> CausalModel<M, DecoderFeedForward> {
-    /// As [`forward`](crate::lm::CausalLm::forward) without a mask, with what the router of every
-    /// sparse layer decided, first to last: what balancing losses
-    /// ([`BalanceLosses`](gatekit_core::router::BalanceLosses)) and [`rebalance`](Self::rebalance)
-    /// need.
+/// A language model that may have sparse feed-forward layers, trained with balanced experts:
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::{Device, Int, Tensor};
+/// use gatekit_core::ModuleConfig;
+/// use gatekit_core::moe::MoeLayerConfig;
+/// use gatekit_core::router::{BalanceLosses, BiasBalancer, CountNormalizer};
+/// use gatekit_sequence::{CausalLm, GlaConfig, RoutedLm};
+///
+/// fn losses<M: RoutedLm>(model: M, ids: Tensor<2, Int>) -> (M, Tensor<1>) {
+///     let (logits, routings) = model.forward_with_routing(ids.clone());
+///     let mut loss = model.loss(logits, ids.clone()).unwrap();
+///     for routing in &routings {
+///         let balance = BalanceLosses::new(routing, ids.dims(), None, CountNormalizer::Tokens);
+///         loss = loss + balance.load_balance * 0.01;
+///     }
+///     // Or without a loss, after the optimiser's step, where the routers have a selection bias.
+///     (model.rebalance(&BiasBalancer::new(0.001), &routings), loss)
+/// }
+///
+/// let device = Device::flex();
+/// let experts = MoeLayerConfig::new(16, 8).with_num_experts(4).with_selection_bias(Some(true));
+/// let model = GlaConfig::new(96, 16, 2).with_num_heads(2).with_moe(Some(experts)).init(&device);
+/// let (model, loss) = losses(model, Tensor::from_data([[1, 5, 7, 2]], &device));
+/// # let _ = (model, loss);
+/// # }
+/// ```
+pub trait RoutedLm: CausalLm {
+    /// As [`forward`](CausalLm::forward) without a mask, with what the router of every sparse layer
+    /// decided, first to last; without sparse layers there is none.
     ///
     /// # Shapes
     ///
@@ -20,7 +51,51 @@ impl<M: TokenMixer> CausalModel<M, DecoderFeedForward> {
     ///
     /// # Panics
     ///
-    /// As [`forward`](crate::lm::CausalLm::forward).
+    /// As [`forward`](CausalLm::forward).
+    fn forward_with_routing(&self, input_ids: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
+        (self.forward(input_ids, None), Vec::new())
+    }
+
+    /// Moves the selection bias of every sparse layer against the load that
+    /// [`forward_with_routing`](Self::forward_with_routing) reported: after a training step, outside of
+    /// backpropagation. Routers without such a bias stay as they are.
+    ///
+    /// # Panics
+    ///
+    /// Unless there is one routing a sparse layer.
+    fn rebalance(self, balancer: &BiasBalancer, routings: &[Routing]) -> Self {
+        let _ = balancer;
+        assert!(routings.is_empty(), "rebalance: routings for a model without sparse layers");
+        self
+    }
+}
+
+impl RoutedLm for GamLm {}
+
+impl RoutedLm for MambaForCausalLm {}
+
+impl RoutedLm for MoveTextModel {}
+
+impl RoutedLm for TransNormerLlm {}
+
+impl<M: TokenMixer> RoutedLm for CausalModel<M> {
+    fn forward_with_routing(&self, input_ids: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
+        Self::forward_with_routing(self, input_ids)
+    }
+
+    fn rebalance(self, balancer: &BiasBalancer, routings: &[Routing]) -> Self {
+        Self::rebalance(self, balancer, routings)
+    }
+}
+
+impl<M: TokenMixer> CausalModel<M> {
+    /// [`RoutedLm::forward_with_routing`]: what balancing losses
+    /// ([`BalanceLosses`](gatekit_core::router::BalanceLosses)) and [`rebalance`](Self::rebalance)
+    /// need.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](CausalLm::forward).
     pub fn forward_with_routing(&self, input_ids: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
         let mut x = self.embed(input_ids);
         let mut routings = Vec::new();
@@ -33,9 +108,7 @@ impl<M: TokenMixer> CausalModel<M, DecoderFeedForward> {
         (self.logits(x), routings)
     }
 
-    /// Moves the selection bias of every sparse layer against the load that
-    /// [`forward_with_routing`](Self::forward_with_routing) reported: after a training step, outside of
-    /// backpropagation. Routers without such a bias stay as they are.
+    /// [`RoutedLm::rebalance`].
     ///
     /// # Panics
     ///

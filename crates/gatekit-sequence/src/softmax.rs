@@ -7,6 +7,7 @@
 use burn::config::Config;
 use burn::tensor::{Device, Tensor, TensorData};
 use gatekit_core::attention::{CausalAttention, CausalAttentionConfig, KvCache};
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::{ConfigError, InputError, ModuleConfig};
 use serde_json::{Value, json};
 
@@ -14,8 +15,10 @@ use crate::backbone::{
     BackboneSize, CausalModel, MixerContext, MixerState, ModelState, TokenMixer, check_shape,
     no_more_tensors, state_data, take_state_tensor,
 };
+use crate::feed_forward::{experts_layout, publish_experts};
 use gatekit_core::checkpoint::{
-    NamedTensors, PretrainedConfig, TensorError, TensorProblem, check_architecture, config_from_json, require,
+    NamedTensors, PretrainedConfig, TensorError, TensorLayout, TensorProblem, check_architecture,
+    config_from_json, require,
 };
 
 /// The language model of softmax attention.
@@ -58,6 +61,9 @@ pub struct SoftmaxConfig {
     /// The head uses the embeddings' weight.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
+    /// Experts in place of every dense feed-forward layer, which then has no width of its own; `None`
+    /// (the default): dense. No published model of this kind has them: the field is this library's own.
+    pub moe: Option<MoeLayerConfig>,
 }
 
 impl ModuleConfig for SoftmaxConfig {
@@ -78,7 +84,7 @@ impl ModuleConfig for SoftmaxConfig {
             .with_qkv_bias(self.qkv_bias)
             .with_window_size(self.window_size)
             .with_rope_theta(self.rope_theta);
-        CausalModel::try_new(&size, device, |_| layer.try_init(device))
+        CausalModel::try_with_experts(&size, self.moe.as_ref(), device, |_| layer.try_init(device))
     }
 }
 
@@ -101,7 +107,12 @@ impl PretrainedConfig for SoftmaxConfig {
         json["model_type"] = json!(MODEL_TYPE);
         json["architectures"] = json!([ARCHITECTURE]);
         json["hidden_act"] = json!("swish");
+        publish_experts(&mut json, self.moe.as_ref());
         json
+    }
+
+    fn layout(&self) -> TensorLayout {
+        experts_layout(TensorLayout::default(), self.moe.as_ref())
     }
 }
 

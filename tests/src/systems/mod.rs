@@ -2,16 +2,25 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod acm;
 pub mod affine_scaled_attention;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
+pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
+pub mod mixer_experts;
+pub mod modes;
+pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
+pub mod pacgnet;
 mod scan;
+pub mod sqrtgate;
+pub mod thor;
 pub mod transnormer_llm;
 
 use burn::tensor::Device;
@@ -37,15 +46,24 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),
+    ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
+    ("modes", modes::ROWS),
+    ("mixer-experts", mixer_experts::ROWS),
+    ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("sqrtgate", sqrtgate::ROWS),
+    ("pacgnet", pacgnet::ROWS),
+    ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 

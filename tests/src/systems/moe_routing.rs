@@ -62,7 +62,7 @@ fn router(evaluation: &mut Evaluation<'_>, fields: &mut Fields<'_>) -> Result<Ro
 }
 
 /// The case's draws and ids; what it lacks is not drawn.
-fn inputs(evaluation: &mut Evaluation<'_>) -> Result<RouterInputs> {
+pub(super) fn inputs(evaluation: &mut Evaluation<'_>) -> Result<RouterInputs> {
     Ok(RouterInputs {
         noise: evaluation.optional_float("noise")?.map(Tensor::detach),
         jitter: evaluation.optional_float("jitter")?.map(Tensor::detach),
@@ -73,7 +73,7 @@ fn inputs(evaluation: &mut Evaluation<'_>) -> Result<RouterInputs> {
 }
 
 /// Puts the case's hash table into a router.
-fn with_table(evaluation: &mut Evaluation<'_>, router: Router) -> Result<Router> {
+pub(super) fn with_table(evaluation: &mut Evaluation<'_>, router: Router) -> Result<Router> {
     match (evaluation.optional_int_buffer::<1>("hash_table")?, router) {
         (Some(table), Router::Assigned(assigned)) => {
             Ok(Router::Assigned(StochasticAssignment::from_table(table, assigned.num_experts())?))
@@ -247,38 +247,46 @@ fn run_dispatch(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     })
 }
 
+/// The layer's fields.
+pub(super) fn layer_config(
+    evaluation: &mut Evaluation<'_>,
+    fields: &mut Fields<'_>,
+) -> Result<MoeLayerConfig> {
+    let router = router(evaluation, fields)?;
+    Ok(MoeLayerConfig {
+        hidden_size: router.hidden_size,
+        moe_intermediate_size: fields.required("moe_intermediate_size")?,
+        num_experts: router.num_experts,
+        num_experts_per_tok: router.num_experts_per_tok,
+        scoring_func: router.scoring_func,
+        topk_order: router.topk_order,
+        norm_topk_prob: router.norm_topk_prob,
+        routed_scaling_factor: router.routed_scaling_factor,
+        n_group: router.n_group,
+        topk_group: router.topk_group,
+        group_score: router.group_score,
+        router_bias: router.router_bias,
+        selection_bias: Some(router.selection_bias),
+        noise: router.noise,
+        noise_epsilon: router.noise_epsilon,
+        second_expert_policy: router.second_expert_policy,
+        selection: router.selection,
+        vocab_size: router.vocab_size,
+        router_initialisation: router.initialisation,
+        capacity_factor: fields.optional("capacity_factor")?,
+        priority: fields.with_default("priority", Priority::Token)?,
+        count_normalizer: fields.with_default("count_normalizer", CountNormalizer::Tokens)?,
+        bias_update_speed: fields.with_default("bias_update_speed", 0.001)?,
+        shared_intermediate_size: fields.with_default("shared_intermediate_size", 0)?,
+        shared_expert_gate: fields.with_default("shared_expert_gate", false)?,
+        layout: fields.with_default("layout", MoeLayout::Stacked)?,
+    })
+}
+
 fn run_moe_layer(case: &Case, device: &Device) -> Result<Vec<Produced>> {
     once(case, device, |evaluation| {
         let mut fields = evaluation.config();
-        let router = router(evaluation, &mut fields)?;
-        let config = MoeLayerConfig {
-            hidden_size: router.hidden_size,
-            moe_intermediate_size: fields.required("moe_intermediate_size")?,
-            num_experts: router.num_experts,
-            num_experts_per_tok: router.num_experts_per_tok,
-            scoring_func: router.scoring_func,
-            topk_order: router.topk_order,
-            norm_topk_prob: router.norm_topk_prob,
-            routed_scaling_factor: router.routed_scaling_factor,
-            n_group: router.n_group,
-            topk_group: router.topk_group,
-            group_score: router.group_score,
-            router_bias: router.router_bias,
-            selection_bias: Some(router.selection_bias),
-            noise: router.noise,
-            noise_epsilon: router.noise_epsilon,
-            second_expert_policy: router.second_expert_policy,
-            selection: router.selection,
-            vocab_size: router.vocab_size,
-            router_initialisation: router.initialisation,
-            capacity_factor: fields.optional("capacity_factor")?,
-            priority: fields.with_default("priority", Priority::Token)?,
-            count_normalizer: fields.with_default("count_normalizer", CountNormalizer::Tokens)?,
-            bias_update_speed: fields.with_default("bias_update_speed", 0.001)?,
-            shared_intermediate_size: fields.with_default("shared_intermediate_size", 0)?,
-            shared_expert_gate: fields.with_default("shared_expert_gate", false)?,
-            layout: fields.with_default("layout", MoeLayout::Stacked)?,
-        };
+        let config = layer_config(evaluation, &mut fields)?;
         fields.finish()?;
         let layout = config.tensor_layout(TensorLayout::default(), "");
         let mut layer = config.try_init(evaluation.device())?;

@@ -1,18 +1,22 @@
-//! Causal softmax attention with grouped heads, sliding windows, rotary positions, gates and a
-//! key/value cache.
+//! Softmax attention: causal with grouped heads, sliding windows, rotary positions, gates and a
+//! key/value cache, and between sequences with padding.
 //!
-//! [`causal_attention`] is the plain function, [`sink_attention`] the one with sinks,
+//! [`causal_attention`] is the plain function, [`full_attention`] the one of encoders, [`sink_attention`] the one with sinks,
 //! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
 //! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
-//! compressed keys and values.
+//! compressed keys and values. [`masked_attention`] and [`MultiHeadAttention`] are what encoders need and
+//! decoders that read from them.
 
 mod affine;
 mod cache;
 mod config;
+mod full;
 mod gate;
 mod grid;
 mod latent;
 mod layer;
+mod masked;
+mod multi_head;
 mod packed;
 mod rotary;
 mod softmax;
@@ -22,9 +26,12 @@ mod tests;
 pub use affine::{BiasCount, affine_row_mass, affine_scaled_attention, affine_shift, causal_mean};
 pub use cache::KvCache;
 pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
+pub use full::full_attention;
 pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};
 pub use grid::GridRotaryEmbedding;
 pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
 pub use layer::{CausalAttention, Positions, Projected};
+pub use masked::masked_attention;
+pub use multi_head::{MultiHeadAttention, MultiHeadAttentionConfig};
 pub use rotary::RotaryEmbedding;
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};

@@ -7,7 +7,7 @@ use crate::common::widen;
 use crate::sequence::Boundaries;
 
 /// Added to scores that must not be seen: softmax turns it into exactly 0.
-const HIDDEN: f64 = -1e30;
+pub(super) const HIDDEN: f64 = -1e30;
 
 /// How [`causal_attention`] computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,7 +148,7 @@ pub(super) fn blocked(
 
 /// `[batch, rows, heads, D]` to `[batch, groups, heads / groups * rows, D]`: one matrix product
 /// then serves all heads of a group, and keys are never repeated.
-fn by_group(q: Tensor<4>, groups: usize) -> Tensor<4> {
+pub(super) fn by_group(q: Tensor<4>, groups: usize) -> Tensor<4> {
     let [batch, rows, heads, dim] = q.dims();
     q.swap_dims(1, 2).reshape([batch, groups, heads / groups * rows, dim])
 }

@@ -63,9 +63,10 @@ impl TensorLayout {
         self
     }
 
-    /// The module's tensor `[E, rows, columns]` named `stacked` (before any prefix is replaced) is
-    /// published as one matrix an expert and part, `<parent>.{e}.<part>`, where the parent is the
-    /// name without its last segment. The parts have equally many rows and follow one another.
+    /// The module's tensor `[E, rows, columns]` (or `[E, rows]`) named `stacked` (before any prefix is
+    /// replaced) is published as one matrix (or vector) an expert and part, `<parent>.{e}.<part>`, where
+    /// the parent is the name without its last segment. The parts have equally many rows and follow one
+    /// another.
     pub fn with_experts(mut self, stacked: &str, parts: &[&str]) -> Self {
         let parts = parts.iter().map(|part| part.to_string()).collect();
         self.experts.push((Pattern::new(stacked), parts));
@@ -154,17 +155,17 @@ impl TensorLayout {
         shape: &[usize],
     ) -> Box<dyn Iterator<Item = Piece> + 'a> {
         let experts = self.experts.iter().find(|(stacked, _)| stacked.is(name));
-        let (Some((_, parts)), &[count, rows, columns]) = (experts, shape) else {
+        let (Some((_, parts)), &[count, rows, ref columns @ ..]) = (experts, shape) else {
             let name = self.published(name);
             let shape = self.published_shape(&name, shape);
             let note = self.notes.iter().find(|(of, _)| of.is(&name)).map(|(_, note)| note.clone());
             return Box::new(std::iter::once(Piece { name, shape, note }));
         };
         let parent = name.rsplit_once('.').map_or("", |(parent, _)| parent);
-        let rows = rows / parts.len();
+        let shape: Vec<usize> = std::iter::once(rows / parts.len()).chain(columns.iter().copied()).collect();
         let pieces = (0..count)
             .flat_map(move |expert| parts.iter().map(move |part| format!("{parent}.{expert}.{part}")))
-            .map(move |name| Piece { name: self.published(&name), shape: vec![rows, columns], note: None });
+            .map(move |name| Piece { name: self.published(&name), shape: shape.clone(), note: None });
         Box::new(pieces)
     }
 

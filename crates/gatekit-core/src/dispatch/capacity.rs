@@ -80,8 +80,11 @@ impl Capacity {
         for choice in 0..assignment.per_token() {
             for token in &tokens {
                 let slot = token * assignment.per_token() + choice;
+                if !assignment.kept()[slot] {
+                    continue;
+                }
                 let taken = &mut taken[assignment.experts()[slot]];
-                if assignment.kept()[slot] && *taken < capacity {
+                if *taken < capacity {
                     *taken += 1;
                     fits[slot] = true;
                 }

@@ -5,6 +5,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Tensor};
 pub use gatekit_kernels::grouped::grouped_matmul;
 
+use crate::common::indices;
 use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::init;
@@ -18,6 +19,9 @@ pub struct GroupedLinearConfig {
     pub d_input: usize,
     /// Channels of an output, at least 1.
     pub d_output: usize,
+    /// Whether every expert has a bias. Default false.
+    #[config(default = false)]
+    pub bias: bool,
 }
 
 impl ModuleConfig for GroupedLinearConfig {
@@ -33,15 +37,19 @@ impl ModuleConfig for GroupedLinearConfig {
         }
         let normal = Initializer::Normal { mean: 0.0, std: init::STANDARD_DEVIATION };
         let weight = normal.init([self.num_experts, self.d_output, self.d_input], device);
-        Ok(GroupedLinear { weight })
+        let bias = self.bias.then(|| Initializer::Zeros.init([self.num_experts, self.d_output], device));
+        Ok(GroupedLinear { weight, bias })
     }
 }
 
-/// A projection an expert, without biases: see [`grouped_matmul`]. Starts normal(0, 0.02).
+/// A projection an expert, `y = W_e x (+ b_e)`: see [`grouped_matmul`]. Weights start normal(0, 0.02),
+/// biases 0.
 #[derive(Module, Debug)]
 pub struct GroupedLinear {
     /// `[E, d_output, d_input]`.
     pub weight: Param<Tensor<3>>,
+    /// `[E, d_output]`.
+    pub bias: Option<Param<Tensor<2>>>,
 }
 
 impl GroupedLinear {
@@ -51,6 +59,29 @@ impl GroupedLinear {
     ///
     /// As [`grouped_matmul`].
     pub fn forward(&self, x: Tensor<2>, offsets: &[usize]) -> Tensor<2> {
-        grouped_matmul(x, offsets, self.weight.val())
+        let y = grouped_matmul(x, offsets, self.weight.val());
+        match &self.bias {
+            Some(bias) if y.dims()[0] > 0 => {
+                let runs = offsets.windows(2).enumerate();
+                let experts = runs.flat_map(|(expert, run)| std::iter::repeat_n(expert, run[1] - run[0]));
+                let experts = indices(experts.collect(), &y.device());
+                y + bias.val().select(0, experts)
+            }
+            _ => y,
+        }
+    }
+
+    /// All rows through one expert, `[N, d_input]` to `[N, d_output]`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such expert, or `x` has another width.
+    pub fn forward_expert(&self, x: Tensor<2>, expert: usize) -> Tensor<2> {
+        let weight = self.weight.val().narrow(0, expert, 1).squeeze_dim::<2>(0);
+        let y = x.matmul(weight.transpose());
+        match &self.bias {
+            Some(bias) => y + bias.val().narrow(0, expert, 1),
+            None => y,
+        }
     }
 }

@@ -75,6 +75,16 @@ impl DispatchPlan {
         self.slots.order()
     }
 
+    /// Number of tokens N.
+    pub fn tokens(&self) -> usize {
+        self.slots.tokens()
+    }
+
+    /// The token of every sorted slot, M entries.
+    pub fn rows(&self) -> &[usize] {
+        self.slots.rows()
+    }
+
     /// Where every expert's rows begin, and M: E + 1 entries.
     pub fn offsets(&self) -> &[usize] {
         self.slots.offsets()
@@ -93,7 +103,11 @@ impl DispatchPlan {
     pub fn gather(&self, x: Tensor<2>) -> Tensor<2> {
         let [tokens, width] = x.dims();
         let slots = &self.slots;
-        assert!(tokens == slots.tokens(), "DispatchPlan: `x` has {tokens} tokens, the plan {}", slots.tokens());
+        assert!(
+            tokens == slots.tokens(),
+            "DispatchPlan: `x` has {tokens} tokens, the plan {}",
+            slots.tokens()
+        );
         match slots.rows() {
             [] => Tensor::zeros([0, width], (&x.device(), x.dtype())),
             rows => x.clone().select(0, indices(rows.to_vec(), &x.device())),

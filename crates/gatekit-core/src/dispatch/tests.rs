@@ -135,3 +135,22 @@ fn refuses_bad_configurations() {
     let layer = GroupedLinearConfig::new(2, 3, 5).init(&device);
     assert_eq!(layer.forward(Tensor::ones([4, 3], &device), &[0, 4, 4]).dims(), [4, 5]);
 }
+
+#[test]
+fn a_projection_adds_the_bias_of_each_rows_expert() {
+    for device in devices() {
+        let mut layer = GroupedLinearConfig::new(3, 2, 4).with_bias(true).init(&device);
+        let biases = ramp(12, 1.0);
+        layer.bias = layer.bias.map(|bias| bias.map(|_| float32(&biases, [3, 4], &device)));
+        let x = float32(&ramp(10, 1.0), [5, 2], &device);
+        // Expert 1 gets no row.
+        let offsets = [0, 2, 2, 5];
+        let got = layer.forward(x.clone(), &offsets);
+        let plain = grouped_matmul(x.clone(), &offsets, layer.weight.val());
+        let bias: Vec<f64> = [0, 0, 2, 2, 2].iter().flat_map(|e| biases[4 * e..4 * e + 4].to_vec()).collect();
+        assert_close(&values(got.clone() - plain), &bias, 1e-6);
+        let last = layer.forward_expert(x.clone().narrow(0, 2, 3), 2);
+        assert_close(&values(got.narrow(0, 2, 3)), &values(last), 1e-6);
+        assert_eq!(layer.forward(Tensor::zeros([0, 2], &device), &[0; 4]).dims(), [0, 4]);
+    }
+}

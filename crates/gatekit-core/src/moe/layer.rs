@@ -105,18 +105,42 @@ impl MoeLayer {
         if let Some(capacity) = self.capacity.filter(|_| phase == Phase::Training) {
             routing.assignment = overflow(capacity, &routing);
         }
-        let y = match tokens {
-            1 => self.one_token(x.clone(), &routing),
+        Ok((self.through(x, &routing).reshape(dims), routing))
+    }
+
+    /// As [`forward`](Self::forward), with experts that are chosen already: a routing of the router
+    /// from which slots were [pruned](Routing::prune), or one from elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// When the last axis of `x` does not have D channels, or `routing` another number of tokens or
+    /// experts.
+    pub fn forward_routed<const A: usize>(&self, x: Tensor<A>, routing: &Routing) -> Tensor<A> {
+        let dims = x.dims();
+        assert_last_axis("MoeLayer", dims, self.hidden_size);
+        let tokens: usize = dims[..A - 1].iter().product();
+        let got = (routing.assignment.tokens(), routing.assignment.num_experts());
+        let need = (tokens, self.gate.num_experts());
+        assert!(got == need, "MoeLayer: `routing` has {got:?} tokens and experts, need {need:?}");
+        match tokens {
+            0 => x,
+            _ => self.through(x.reshape([tokens, self.hidden_size]), routing).reshape(dims),
+        }
+    }
+
+    /// Tokens `[N, D]`, at least one, through their experts and the shared one.
+    fn through(&self, x: Tensor<2>, routing: &Routing) -> Tensor<2> {
+        let y = match x.dims()[0] {
+            1 => self.one_token(x.clone(), routing),
             _ => {
                 let plan = DispatchPlan::new(&routing.assignment);
                 self.experts.combine(x.clone(), &plan, routing.weights.clone())
             }
         };
-        let y = match &self.shared_expert {
+        match &self.shared_expert {
             Some(shared) => y + shared.forward(x),
             _ => y,
-        };
-        Ok((y.reshape(dims), routing))
+        }
     }
 
     /// K products, without sorting.

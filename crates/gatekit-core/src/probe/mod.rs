@@ -2,13 +2,17 @@
 
 mod attention;
 mod bars;
+mod calibration;
 mod experts;
+mod heat_map;
 mod plot;
 mod statistics;
 
 pub use attention::{AttentionDiagnostics, AttentionDiagnosticsConfig, GateDiagnostics, MassiveActivations};
 pub use bars::BarPlot;
+pub use calibration::{BinStrategy, calibration_error, conformal_threshold};
 pub use experts::ExpertLoad;
+pub use heat_map::HeatMap;
 pub use plot::{LinePlot, PlotError};
 pub use statistics::{GateStatistics, SinkShare};
 

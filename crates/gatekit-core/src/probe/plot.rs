@@ -13,6 +13,9 @@ pub enum PlotError {
     /// There is nothing finite to draw (on a logarithmic axis: nothing above 0).
     #[error("plot without a finite point")]
     Empty,
+    /// Values and labels do not fit one another.
+    #[error("plot whose parts do not fit: {0}")]
+    Shape(String),
     /// The drawing library refused.
     #[error("plot could not be drawn: {0}")]
     Draw(String),

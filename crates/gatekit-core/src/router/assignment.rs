@@ -65,7 +65,7 @@ impl Assignment {
         self.experts.len() / self.per_token
     }
 
-    /// The expert of every slot, `N K` entries.
+    /// The expert of every slot, `N K` entries; E for a slot that was [pruned](super::Routing::prune).
     pub fn experts(&self) -> &[usize] {
         &self.experts
     }
@@ -81,18 +81,19 @@ impl Assignment {
         dropped as f64 / self.kept.len().max(1) as f64
     }
 
-    /// Slots that chose each expert, kept or not, among the tokens that `real` lets count.
+    /// Slots that chose each expert, kept or not, among the tokens that `real` lets count. Pruned
+    /// slots chose none.
     pub(super) fn counts(&self, real: impl Fn(usize) -> bool) -> Vec<usize> {
         let mut counts = vec![0; self.num_experts];
         for (slot, &expert) in self.experts.iter().enumerate() {
-            if real(slot / self.per_token) {
+            if expert < self.num_experts && real(slot / self.per_token) {
                 counts[expert] += 1;
             }
         }
         counts
     }
 
-    /// Slots that chose each expert, kept or not: one count an expert.
+    /// Slots that chose each expert, kept or not, but not pruned: one count an expert.
     pub fn tokens_per_expert(&self) -> Vec<usize> {
         self.counts(|_| true)
     }
@@ -105,8 +106,18 @@ impl Assignment {
         self
     }
 
+    /// Slots that `keep` does not let pass go to no expert: their index becomes E.
+    pub(super) fn prune(mut self, keep: &[bool]) -> Self {
+        for ((expert, kept), keep) in self.experts.iter_mut().zip(&mut self.kept).zip(keep) {
+            if !keep {
+                (*expert, *kept) = (self.num_experts, false);
+            }
+        }
+        self
+    }
+
     /// The indices `[N, K]` on a device.
-    pub(crate) fn indices(&self, device: &Device) -> Tensor<2, Int> {
+    pub fn indices(&self, device: &Device) -> Tensor<2, Int> {
         let experts: Vec<i64> = self.experts.iter().map(|expert| *expert as i64).collect();
         Tensor::from_data(TensorData::new(experts, [self.tokens(), self.per_token]), device)
     }

@@ -143,7 +143,10 @@ fn sequence_factors(routing: &Routing, [batch, time]: [usize; 2], real: &[bool])
         let mut counts = vec![0; experts];
         for token in tokens.clone().filter(|token| real[*token]) {
             for expert in &assignment.experts()[token * k..(token + 1) * k] {
-                counts[*expert] += 1;
+                // A pruned slot has no expert.
+                if let Some(count) = counts.get_mut(*expert) {
+                    *count += 1;
+                }
             }
         }
         for token in tokens {

@@ -23,6 +23,7 @@ mod expert_choice;
 mod learned;
 mod load;
 mod losses;
+mod prune;
 mod routing;
 mod select;
 #[cfg(test)]

@@ -15,10 +15,10 @@ pub struct Routing {
     pub logits: Option<Tensor<2>>,
     /// Scores `[N, E]`; `None` where nothing is learned.
     pub scores: Option<Tensor<2>>,
-    /// Experts `[N, K]`, the best first.
+    /// Experts `[N, K]`, the best first; E for a slot that was [pruned](Self::prune).
     pub indices: Tensor<2, Int>,
-    /// Their weights `[N, K]`; 0 for a second expert that was left out by chance. An expert that
-    /// is full drops a slot, but not its weight here: see [`kept`](Self::kept).
+    /// Their weights `[N, K]`; 0 for a second expert that was left out by chance and for a pruned
+    /// slot. An expert that is full drops a slot, but not its weight here: see [`kept`](Self::kept).
     pub weights: Tensor<2>,
     /// Smoothed number of tokens an expert `[E]`, with Gaussian noise: the probability that a
     /// fresh draw of its noise makes the expert chosen, summed over tokens (Shazeer et al., eq. 10).
@@ -51,8 +51,24 @@ impl Routing {
         Ok(Self { logits: Some(logits), scores: Some(scores), indices, weights, load: None, assignment })
     }
 
-    /// Which slots are kept, `[N, K]`: not those of second experts left out by chance, nor, from a
-    /// layer with a capacity, those of experts that were full.
+    /// The same choice with other weights `[N, K]`, made of these.
+    ///
+    /// # Panics
+    ///
+    /// When the new weights have another shape.
+    pub fn map_weights(mut self, weights: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        let dims = self.weights.dims();
+        self.weights = weights(self.weights);
+        assert!(
+            self.weights.dims() == dims,
+            "Routing: the new weights have shape {:?}, need {dims:?}",
+            self.weights.dims()
+        );
+        self
+    }
+
+    /// Which slots are kept, `[N, K]`: not those that were pruned or of second experts left out by
+    /// chance, nor, from a layer with a capacity, those of experts that were full.
     pub fn kept(&self) -> Tensor<2, Bool> {
         self.assignment.kept_mask(&self.weights.device())
     }
@@ -65,9 +81,11 @@ impl Routing {
 
 /// `[E]`: the weights `[N, K]` added up by expert.
 pub(super) fn sum_by_expert(weights: Tensor<2>, indices: Tensor<2, Int>, experts: usize) -> Tensor<1> {
-    let zeros = Tensor::zeros([experts], (&weights.device(), weights.dtype()));
-    match weights.dims()[0] {
+    // Pruned slots have the index E.
+    let zeros = Tensor::<1>::zeros([experts + 1], (&weights.device(), weights.dtype()));
+    let sums = match weights.dims()[0] {
         0 => zeros,
         _ => zeros.select_assign(0, indices.flatten(0, 1), weights.flatten(0, 1), IndexingUpdateOp::Add),
-    }
+    };
+    sums.narrow(0, 0, experts)
 }

@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::{GroupScore, RouterConfig};
+use burn::tensor::Tensor;
+
+use super::{Assignment, GroupScore, RouterConfig};
 
 /// Larger values first, NaN last.
 fn falling(a: f64, b: f64) -> Ordering {
@@ -42,6 +44,21 @@ pub(super) fn top(values: &[f64], width: usize, count: usize, groups: Option<&Ro
     chosen
 }
 
+impl Assignment {
+    /// The `count` experts of the largest scores `[N, E]` of every token, in falling order (of equal ones the
+    /// lower index first, NaN last): for scores that are no [`Router`](super::Router)'s.
+    ///
+    /// # Panics
+    ///
+    /// Unless `1 <= count <= E`.
+    pub fn top(scores: &Tensor<2>, count: usize) -> Self {
+        let [_, experts] = scores.dims();
+        assert!((1..=experts).contains(&count), "Assignment: {count} of {experts} experts");
+        let values: Vec<f64> = scores.to_data().iter::<f64>().collect();
+        Self::new(top(&values, experts, count, None), count, experts).expect("the best experts exist")
+    }
+}
+
 /// The experts of the best groups, rising.
 fn allowed(row: &[f64], config: &RouterConfig, candidates: &mut Vec<usize>) {
     let size = row.len() / config.n_group;
@@ -77,6 +94,15 @@ mod tests {
         assert_eq!(top(&[0.0; 8], 8, 3, None), [0, 1, 2]);
         assert_eq!(top(&[-0.0, 0.0, f64::NAN, f64::NAN], 4, 3, None), [0, 1, 2]);
         assert_eq!(top(&row, 4, 1, None), [1, 3]);
+    }
+
+    #[test]
+    fn scores_from_elsewhere_are_assigned_alike() {
+        let device = crate::test_util::devices().remove(0);
+        let scores = Tensor::<2>::from_data([[0.5, 2.0, 2.0], [1.0, f32::NAN, 0.0]], &device);
+        let assignment = Assignment::top(&scores, 2);
+        assert_eq!((assignment.experts(), assignment.per_token()), (&[1, 2, 0, 2][..], 2));
+        assert_eq!(Assignment::top(&Tensor::zeros([0, 3], &device), 1).tokens(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use gatekit_core::attention::{BiasCount, OutputGateKind};
 use gatekit_core::checkpoint::{
     PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
 };
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use super::layer::{AffineScaledAttention, AffineScaledAttentionConfig, Attention
 use super::state::AffineCache;
 use crate::backbone::{BackboneSize, CausalModel, ModelState};
 use crate::decoder_layout::llama_names;
+use crate::feed_forward::{experts_layout, publish_experts};
 
 /// The language model of affine-scaled attention: Llama's blocks.
 pub type AffineScaledForCausalLm = CausalModel<AffineScaledAttention>;
@@ -66,6 +68,9 @@ pub struct AffineScaledModelConfig {
     /// The head uses the embeddings' weight.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
+    /// Experts in place of every dense feed-forward layer, which then has no width of its own; `None`
+    /// (the default): dense. No published model of this kind has them: the field is this library's own.
+    pub moe: Option<MoeLayerConfig>,
 }
 
 impl AffineScaledModelConfig {
@@ -101,12 +106,15 @@ impl ModuleConfig for AffineScaledModelConfig {
             tie_word_embeddings: self.tie_word_embeddings,
         };
         let layer = self.layer();
-        CausalModel::try_new(&size, device, |_| layer.try_init(device)).map_err(|mut error| {
-            if error.field == "norm_eps" {
-                error.field = "rms_norm_eps".into();
-            }
-            error
-        })
+        let experts = self.moe.as_ref();
+        CausalModel::try_with_experts(&size, experts, device, |_| layer.try_init(device)).map_err(
+            |mut error| {
+                if error.field == "norm_eps" {
+                    error.field = "rms_norm_eps".into();
+                }
+                error
+            },
+        )
     }
 }
 
@@ -151,13 +159,14 @@ impl PretrainedConfig for AffineScaledModelConfig {
         let mut json = serde_json::to_value(self).unwrap_or_default();
         json["model_type"] = json!(MODEL_TYPE);
         json["architectures"] = json!([ARCHITECTURE]);
+        publish_experts(&mut json, self.moe.as_ref());
         json
     }
 
     fn layout(&self) -> TensorLayout {
         let prefix = "model.layers.{}.attn.";
         let published = "model.layers.{}.self_attn.";
-        let layout = TensorLayout::default()
+        let layout = experts_layout(TensorLayout::default(), self.moe.as_ref())
             .with_prefix(
                 &format!("{prefix}alpha_moving_average.value"),
                 &format!("{published}alpha_moving_average"),

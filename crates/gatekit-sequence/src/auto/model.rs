@@ -7,6 +7,7 @@ use burn::module::{Devices, Module, ModuleDisplayDefault, ModuleMapper, ModuleVi
 use burn::tensor::{Bool, Device, Int, Tensor};
 use gatekit_core::InputError;
 use gatekit_core::checkpoint::{CheckpointError, save_pretrained};
+use gatekit_core::router::{BiasBalancer, Routing};
 
 use super::config::AutoConfig;
 use super::state::{AutoState, Held};
@@ -23,6 +24,7 @@ use crate::mixtral::MixtralForCausalLm;
 use crate::mixture_of_value_embeddings::MoveTextModel;
 use crate::qwen3_moe::Qwen3MoeForCausalLm;
 use crate::qwen3_next::Qwen3NextForCausalLm;
+use crate::routed::RoutedLm;
 use crate::softmax::SoftmaxForCausalLm;
 use crate::transnormer::TransNormerLlm;
 
@@ -89,6 +91,23 @@ macro_rules! networks {
                 match &self.network {
                     $(AutoNetwork::$variant(model) => model.vocab_size(),)+
                 }
+            }
+        }
+
+        impl RoutedLm for AutoModel {
+            fn forward_with_routing(&self, input_ids: Tensor<2, Int>) -> (Tensor<3>, Vec<Routing>) {
+                match &self.network {
+                    $(AutoNetwork::$variant(model) => RoutedLm::forward_with_routing(model, input_ids),)+
+                }
+            }
+
+            fn rebalance(self, balancer: &BiasBalancer, routings: &[Routing]) -> Self {
+                let network = match self.network {
+                    $(AutoNetwork::$variant(model) => {
+                        AutoNetwork::$variant(RoutedLm::rebalance(model, balancer, routings))
+                    })+
+                };
+                Self { network, ..self }
             }
         }
 

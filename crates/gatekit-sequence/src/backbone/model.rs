@@ -5,17 +5,19 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::module::linear;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use gatekit_core::decay::lower_bounds;
-use gatekit_core::feed_forward::{SwiGlu, SwiGluConfig};
+use gatekit_core::feed_forward::SwiGluConfig;
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::norm::{RmsNorm, RmsNormConfig};
 use gatekit_core::sequence::Packing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig, init};
 
 use super::{BackboneSize, FeedForward, MixerContext, ModelState, TokenMixer};
+use crate::feed_forward::{DecoderFeedForward, DecoderFeedForwardConfig};
 use crate::lm::{CausalLm, StreamingLm, expect_tokens};
 
 /// One pre-norm block: `x += attn(RMSNorm(x)); x += mlp(RMSNorm(x))`.
 #[derive(Module, Debug)]
-pub struct Block<M, F = SwiGlu> {
+pub struct Block<M, F = DecoderFeedForward> {
     /// Norm before the mixer.
     pub attn_norm: RmsNorm,
     /// The token mixer, called `attn` in the published checkpoints whatever it is.
@@ -50,7 +52,7 @@ impl<M: TokenMixer, F: FeedForward> Block<M, F> {
 
 /// Embeddings, blocks and the final norm: everything but the head.
 #[derive(Module, Debug)]
-pub struct Backbone<M, F = SwiGlu> {
+pub struct Backbone<M, F = DecoderFeedForward> {
     /// Token embeddings `[vocab_size, hidden_size]`.
     pub embeddings: Embedding,
     /// Raw floors of the forget gates, one row a layer, `[num_hidden_layers, D']`;
@@ -64,7 +66,7 @@ pub struct Backbone<M, F = SwiGlu> {
 
 /// A language model: [`Backbone`] and head.
 #[derive(Module, Debug)]
-pub struct CausalModel<M, F = SwiGlu> {
+pub struct CausalModel<M, F = DecoderFeedForward> {
     /// Everything but the head.
     pub model: Backbone<M, F>,
     /// The head; `None` when it is tied to the embeddings.
@@ -72,7 +74,7 @@ pub struct CausalModel<M, F = SwiGlu> {
 }
 
 impl<M: TokenMixer> CausalModel<M> {
-    /// Builds the stack; `mixer` makes the layer of the given index.
+    /// Builds the stack with dense feed-forward layers; `mixer` makes the layer of the given index.
     ///
     /// Weights of linear layers and embeddings start as normal(0, 0.02), norms at 1.
     ///
@@ -84,9 +86,30 @@ impl<M: TokenMixer> CausalModel<M> {
         device: &Device,
         mixer: impl FnMut(usize) -> Result<M, ConfigError>,
     ) -> Result<Self, ConfigError> {
-        let inner = size.feed_forward_size()?;
-        let feed_forward = |_| SwiGluConfig::new(size.hidden_size, inner).try_init(device);
-        Self::try_with_feed_forward(size, device, mixer, feed_forward)
+        Self::try_with_experts(size, None, device, mixer)
+    }
+
+    /// As [`try_new`](Self::try_new), with `experts` in place of every feed-forward layer where they
+    /// are given; the width of those in `size` does not count then.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_new`](Self::try_new), and [`ConfigError`] for a field `moe.*` of experts that make no layer, are of
+    /// another width than the stack, or choose by token ids, which a feed-forward layer does not see.
+    pub fn try_with_experts(
+        size: &BackboneSize,
+        experts: Option<&MoeLayerConfig>,
+        device: &Device,
+        mixer: impl FnMut(usize) -> Result<M, ConfigError>,
+    ) -> Result<Self, ConfigError> {
+        let feed_forward = match experts {
+            Some(experts) => DecoderFeedForwardConfig::sparse(experts, size.hidden_size)?,
+            None => DecoderFeedForwardConfig::Dense(SwiGluConfig::new(
+                size.hidden_size,
+                size.feed_forward_size()?,
+            )),
+        };
+        Self::try_with_feed_forward(size, device, mixer, |_| feed_forward.try_init(device))
     }
 }
 

@@ -6,6 +6,7 @@ use gatekit_core::attention::{CausalAttention, GateLayout, KvCache, OutputGateKi
 use gatekit_core::checkpoint::{
     PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
 };
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::probe::{AttentionDiagnostics, AttentionDiagnosticsConfig};
 use gatekit_core::{ConfigError, InputError, ModuleConfig};
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::layer::FusedGatedAttentionConfig;
 use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
 use crate::decoder_layout::llama_names;
+use crate::feed_forward::{experts_layout, publish_experts};
 
 /// The language model of gated attention: Qwen3's blocks with a gate behind each head's attention.
 pub type GatedAttentionForCausalLm = CausalModel<CausalAttention>;
@@ -65,6 +67,9 @@ pub struct GatedAttentionModelConfig {
     /// The head uses the embeddings' weight.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
+    /// Experts in place of every dense feed-forward layer, which then has no width of its own; `None`
+    /// (the default): dense. No published model of this kind has them: the field is this library's own.
+    pub moe: Option<MoeLayerConfig>,
 }
 
 impl GatedAttentionModelConfig {
@@ -101,12 +106,15 @@ impl ModuleConfig for GatedAttentionModelConfig {
             tie_word_embeddings: self.tie_word_embeddings,
         };
         let layer = self.layer();
-        CausalModel::try_new(&size, device, |_| layer.try_init(device)).map_err(|mut error| {
-            if error.field == "norm_eps" {
-                error.field = "rms_norm_eps".into();
-            }
-            error
-        })
+        let experts = self.moe.as_ref();
+        CausalModel::try_with_experts(&size, experts, device, |_| layer.try_init(device)).map_err(
+            |mut error| {
+                if error.field == "norm_eps" {
+                    error.field = "rms_norm_eps".into();
+                }
+                error
+            },
+        )
     }
 }
 
@@ -199,14 +207,15 @@ impl PretrainedConfig for GatedAttentionModelConfig {
         for (name, kind) in FLAGS {
             json[name] = json!(self.gate == kind);
         }
+        publish_experts(&mut json, self.moe.as_ref());
         json
     }
 
     fn layout(&self) -> TensorLayout {
-        let layout = llama_names(
-            TensorLayout::default().with_prefix("model.layers.{}.attn.gate.", "model.layers.{}.self_attn."),
-        )
-        .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
+        let layout = experts_layout(TensorLayout::default(), self.moe.as_ref());
+        let layout =
+            llama_names(layout.with_prefix("model.layers.{}.attn.gate.", "model.layers.{}.self_attn."))
+                .with_note("model.layers.{}.self_attn.q_proj.weight", &self.layer().rows_in_words());
         match self.tie_word_embeddings {
             true => layout.with_ignored("lm_head."),
             false => layout,

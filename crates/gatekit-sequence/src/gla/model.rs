@@ -2,13 +2,17 @@
 
 use burn::config::Config;
 use burn::tensor::{Device, Int, Tensor};
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::scan::ScanForm;
 use gatekit_core::{ConfigError, ModuleConfig};
 use serde_json::{Value, json};
 
 use super::layer::{GateValues, GatedLinearAttention, GatedLinearAttentionConfig, GlaLayerState};
 use crate::backbone::{BackboneSize, CausalModel, MixerContext, ModelState};
-use gatekit_core::checkpoint::{PretrainedConfig, check_architecture, config_from_json, require};
+use crate::feed_forward::{experts_layout, publish_experts};
+use gatekit_core::checkpoint::{
+    PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
+};
 
 /// The language model of gated linear attention.
 pub type GlaForCausalLm = CausalModel<GatedLinearAttention>;
@@ -74,6 +78,9 @@ pub struct GlaConfig {
     /// The head uses the embeddings' weight.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
+    /// Experts in place of every dense feed-forward layer, which then has no width of its own; `None`
+    /// (the default): dense. No published model of this kind has them: the field is this library's own.
+    pub moe: Option<MoeLayerConfig>,
     /// Steps that the scan treats at once. Never changes the result.
     #[config(default = 64)]
     pub chunk_size: usize,
@@ -124,7 +131,7 @@ impl ModuleConfig for GlaConfig {
 
     fn try_init(&self, device: &Device) -> Result<GlaForCausalLm, ConfigError> {
         let layer = self.layer();
-        CausalModel::try_new(&self.size(), device, |_| layer.try_init(device))
+        CausalModel::try_with_experts(&self.size(), self.moe.as_ref(), device, |_| layer.try_init(device))
     }
 }
 
@@ -161,7 +168,12 @@ impl PretrainedConfig for GlaConfig {
         json["model_type"] = json!(MODEL_TYPE);
         json["architectures"] = json!([ARCHITECTURE]);
         json["hidden_act"] = json!("swish");
+        publish_experts(&mut json, self.moe.as_ref());
         json
+    }
+
+    fn layout(&self) -> TensorLayout {
+        experts_layout(TensorLayout::default(), self.moe.as_ref())
     }
 }
 

@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::module::Initializer;
 use burn::tensor::Device;
 use gatekit_core::attention::CausalAttentionConfig;
+use gatekit_core::moe::MoeLayerConfig;
 use gatekit_core::{ConfigError, ModuleConfig};
 
 use super::mixer::{HybridForCausalLm, HybridMixer, HybridMixerConfig};
@@ -92,6 +93,9 @@ pub struct HybridConfig {
     /// The head uses the embeddings' weight. Default false.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
+    /// Experts in place of every dense feed-forward layer, which then has no width of its own; `None`
+    /// (the default): dense. No published model of this kind has them: the field is this library's own.
+    pub moe: Option<MoeLayerConfig>,
 }
 
 impl HybridConfig {
@@ -145,12 +149,13 @@ impl ModuleConfig for HybridConfig {
             }
             None => (None, &[][..]),
         };
-        let mut model = CausalModel::try_new(&self.size(), device, |index| match &full {
-            Some(full) if layers.contains(&index) => {
-                full.try_init(device).map(HybridMixer::Attention).map_err(within)
-            }
-            _ => layer.try_init(device),
-        })?;
+        let mut model =
+            CausalModel::try_with_experts(&self.size(), self.moe.as_ref(), device, |index| match &full {
+                Some(full) if layers.contains(&index) => {
+                    full.try_init(device).map(HybridMixer::Attention).map_err(within)
+                }
+                _ => layer.try_init(device),
+            })?;
         if let Some(channels) = layer.floor_channels()?.filter(|_| self.use_lower_bound) {
             let raw = Initializer::Zeros.init([self.num_hidden_layers, channels], device);
             model.model.lower_bounds = Some(raw);

@@ -2,7 +2,9 @@
 
 use gatekit_core::ConfigError;
 use gatekit_core::attention::CausalAttentionConfig;
-use gatekit_core::checkpoint::{PretrainedConfig, check_architecture, config_from_json, require};
+use gatekit_core::checkpoint::{
+    PretrainedConfig, TensorLayout, check_architecture, config_from_json, require,
+};
 use serde_json::{Value, json};
 
 use super::config::{HybridAttentionConfig, HybridConfig};
@@ -12,6 +14,7 @@ use super::hgrn::HgrnConfig;
 use super::hgrn2::Hgrn2Config;
 use super::mixer::HybridMixerConfig;
 use super::retention::RetentionConfig;
+use crate::feed_forward::{experts_layout, publish_experts};
 use crate::gla::GlaConfig;
 
 /// What flash-linear-attention takes where its configuration says nothing.
@@ -173,6 +176,11 @@ impl PretrainedConfig for HybridConfig {
         published["model_type"] = json!(model_type);
         published["architectures"] = json!([architecture]);
         published["hidden_act"] = json!("swish");
+        publish_experts(&mut published, self.moe.as_ref());
         published
+    }
+
+    fn layout(&self) -> TensorLayout {
+        experts_layout(TensorLayout::default(), self.moe.as_ref())
     }
 }

@@ -1,5 +1,6 @@
 mod affine;
 mod gate;
 mod layer;
+mod masked;
 mod rotary;
 mod softmax;

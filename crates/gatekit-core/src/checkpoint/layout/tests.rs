@@ -92,6 +92,16 @@ fn every_part_has_its_published_name_and_shape() {
 }
 
 #[test]
+fn stacked_vectors_are_cut_too() {
+    let layout = TensorLayout::default().with_experts("fc.bias", &["bias"]).with_prefix("fc.", "fc1.");
+    assert_eq!(layout.published_names("fc.bias", &[2, 5]), ["fc1.0.bias", "fc1.1.bias"]);
+    let stacked = TensorData::new((0..6).map(|i| i as f32).collect(), [2, 3]);
+    let cut = layout.to_published(NamedTensors::from([("fc.bias".to_string(), stacked)]));
+    assert_eq!(cut["fc1.1.bias"].shape()[..], [3]);
+    assert_eq!(cut["fc1.1.bias"].iter::<f32>().collect::<Vec<_>>(), [3.0, 4.0, 5.0]);
+}
+
+#[test]
 fn what_is_cut_is_put_together_again() {
     let config = ModelConfig::new(3);
     let (model, tensors) = published(&config);

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod balance;
+mod prune;
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 

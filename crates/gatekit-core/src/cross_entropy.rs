@@ -1,0 +1,64 @@
+//! Cross entropies of classifiers, one a sample, and labels that are checked.
+
+use burn::tensor::{Int, Tensor, activation::log_softmax};
+
+use crate::common::widen;
+use crate::error::InputError;
+
+/// `-log softmax(logits)[label]` of every sample in nats, `[batch]`, in at least float32.
+///
+/// # Shapes
+///
+/// - `logits`: `[batch, classes]`
+/// - `labels`: `[batch]`, each a class; see [`check_labels`]
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn cross_entropies(logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
+    let ([batch, _], [count]) = (logits.dims(), labels.dims());
+    assert!(batch == count, "cross_entropies: {count} `labels` for {batch} rows of `logits`");
+    log_softmax(widen(logits), 1).gather(1, labels.unsqueeze_dim(1)).squeeze_dim::<1>(1).neg()
+}
+
+/// Reads labels `[batch]` back and refuses such as are no class.
+///
+/// # Errors
+///
+/// [`InputError`] names the first label outside `0 .. classes`, and refuses labels of another number
+/// than `batch`.
+pub fn check_labels(labels: &Tensor<1, Int>, batch: usize, classes: usize) -> Result<Vec<usize>, InputError> {
+    let labels: Vec<i64> = labels.to_data().iter::<i64>().collect();
+    if labels.len() != batch {
+        return Err(InputError::new("labels", format!("{} labels", labels.len()), format!("{batch}")));
+    }
+    let class = |(place, label): (usize, i64)| match usize::try_from(label) {
+        Ok(class) if class < classes => Ok(class),
+        _ => Err(InputError::new("labels", format!("{label} at {place}"), format!("0 .. {classes}"))),
+    };
+    labels.into_iter().enumerate().map(class).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::test_util::{assert_close, devices, float32, values};
+
+    #[test]
+    fn matches_the_equation_and_refuses_labels_that_are_none() {
+        for device in devices() {
+            let logits = float32(&[1.0, 2.0, 0.5, 300.0, 0.0, -300.0], [2, 3], &device);
+            let labels = Tensor::<1, Int>::from_data(TensorData::from([1i64, 2]), &device);
+            let first = (1f64.exp() + 2f64.exp() + 0.5f64.exp()).ln() - 2.0;
+            assert_close(&values(cross_entropies(logits, labels.clone())), &[first, 600.0], 1e-6);
+            assert_eq!(check_labels(&labels, 2, 3).unwrap(), [1, 2]);
+            let error = check_labels(&labels, 2, 2).unwrap_err();
+            assert_eq!((error.field.as_str(), error.got.as_str()), ("labels", "2 at 1"));
+            assert_eq!(check_labels(&labels, 3, 3).unwrap_err().got, "2 labels");
+            let negative = Tensor::<1, Int>::from_data(TensorData::from([-1i64]), &device);
+            assert!(check_labels(&negative, 1, 3).is_err());
+        }
+    }
+}
