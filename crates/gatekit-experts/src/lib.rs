@@ -11,6 +11,7 @@
 //! | [`moe_continual_learning`] | linear experts in continual learning, and when their gate must stop learning |
 //! | [`moe`] | the mixture-of-experts layer of Mixtral, Qwen3-MoE and DeepSeek-V3 (from the core) |
 //! | [`router`] | which experts a token goes to, with which weight; what keeps them evenly used (from the core) |
+//! | [`sqrtgate`] | mixture of experts, optimisers and learning rates that keep the power of outputs and weights |
 //! | [`thor`] | experts drawn at random in place of a router, trained to agree |
 //!
 //! # Example
@@ -73,6 +74,7 @@ pub mod mixer_experts;
 pub mod modes;
 pub mod moe_continual_learning;
 mod random;
+pub mod sqrtgate;
 pub mod thor;
 
 pub use gatekit_core::{dispatch, moe, router};

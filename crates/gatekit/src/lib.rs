@@ -12,6 +12,7 @@ pub mod device;
 
 pub use gatekit_core as core;
 pub use gatekit_experts as experts;
+pub use gatekit_fusion as fusion;
 pub use gatekit_sequence as sequence;
 
 /// What most programs need.
