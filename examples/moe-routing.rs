@@ -122,7 +122,9 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     say(next.table());
     say("Masked bytes from both sides:\n");
     say(masked.table());
-    say("Milliseconds of the experts' forward pass, two experts a token, width 64, by number of experts:\n");
+    say(
+        "Milliseconds of the experts' fastest forward pass, two experts a token, width 64, by number of experts:\n",
+    );
     say(speed.table());
     say(format!("Both ways agree within {difference:.1e}."));
     for (name, results) in [("next", &next), ("masked", &masked), ("throughput", &speed)] {
