@@ -39,7 +39,7 @@ struct Args {
 const WIDTH: usize = 64;
 const INNER: usize = 128;
 const WARMUP: usize = 60;
-const PEAK: f64 = 3e-3;
+const PEAK: f64 = 5e-3;
 const ALPHA: f64 = 5.0;
 /// Weight of Switch's balancing loss.
 const BALANCE: f64 = 0.01;
@@ -67,7 +67,7 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
             steps: experiment.steps(400, 6),
             batch: experiment.steps(32, 4),
             every: experiment.steps(40, 3),
-            cipher: Cipher::new(experiment.steps(512, 16), experiment.steps(200, 8), seed),
+            cipher: Cipher::new(experiment.steps(256, 16), experiment.steps(200, 8), seed),
             seed,
             device: &device,
         };

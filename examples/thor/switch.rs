@@ -62,7 +62,7 @@ impl SwitchModel {
     /// `config` as for THOR, with norms behind the sums.
     pub fn new(config: &ThorConfig, device: &Device) -> Result<Self, ConfigError> {
         let switches = |layers: usize| {
-            let routed = (0..layers).filter(|layer| layer % 2 == 0);
+            let routed = (0..layers).filter(|layer| layer.is_multiple_of(2));
             routed.map(|_| SwitchFfn::new(config, device)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Self {
@@ -109,7 +109,7 @@ fn feed_forward(
     x: Tensor<3>,
     balance: &mut Tensor<1>,
 ) -> Tensor<3> {
-    if layer % 2 == 0 {
+    if layer.is_multiple_of(2) {
         let (y, loss) = routed[layer / 2].forward(x);
         *balance = balance.clone() + loss;
         return y;

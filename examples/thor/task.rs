@@ -9,12 +9,12 @@ use rand::seq::SliceRandom;
 pub const PADDING: i64 = 1;
 /// Begins and ends a sentence.
 pub const MARK: i64 = 2;
-const LETTERS: i64 = 24;
+const LETTERS: i64 = 16;
 pub const VOCABULARY: usize = 3 + LETTERS as usize;
-const SHORTEST: usize = 4;
-const LONGEST: usize = 8;
+const SHORTEST: usize = 3;
+const LONGEST: usize = 6;
 
-/// Sentences of 4 to 8 letters; the target is the source in reverse under a secret permutation of the letters.
+/// Sentences of 3 to 6 letters; the target is the source in reverse under a secret permutation of the letters.
 pub struct Cipher {
     training: Vec<Vec<i64>>,
     validation: Vec<Vec<i64>>,
