@@ -58,11 +58,12 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
 
     let corpus = Corpus::shakespeare()?;
     let depths: &[usize] = if experiment.quick { &[1, 2] } else { &[2, 4, 8] };
-    let rates: &[f64] = if experiment.quick { &[0.02] } else { &[0.005, 0.01, 0.02, 0.04, 0.08] };
+    let quick = experiment.quick;
     let (mut losses, mut loads, mut norms) = (Results::new(), Results::new(), Probe::new());
     for seed in experiment.seeds() {
         for &depth in depths {
             for method in [MUON, MUON_H] {
+                let rates = rates(method, quick);
                 let bar = progress(rates.len(), &format!("{method}, depth {depth}"));
                 for &rate in rates {
                     let training = Training::new(experiment, &corpus, depth, rate, seed);
@@ -78,7 +79,7 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
         for gamma in [0.001, 0.01, 0.1] {
             let training = Training {
                 aux_gamma: gamma,
-                ..Training::new(experiment, &corpus, depths[0], rates[rates.len() / 2], seed)
+                ..Training::new(experiment, &corpus, depths[0], middle(rates(MUON_H, quick)), seed)
             };
             let trained = training.run(MUON_H, &device, None)?;
             let row = format!("aux {gamma}");
@@ -89,7 +90,7 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
     }
     say("Bits per byte against the base learning rate:\n");
     say(losses.table());
-    best_rates(depths, rates, &losses);
+    best_rates(depths, quick, &losses);
     say("\nHow evenly the experts are used, depth 2 on held-out text:\n");
     say(loads.table());
     say("Frobenius norms of weights by step:\n");
@@ -97,7 +98,7 @@ fn run(experiment: &Experiment) -> Result<(), ExampleError> {
     for (results, name) in [(&losses, "losses.csv"), (&loads, "loads.csv")] {
         results.write_csv(out.join(name))?;
     }
-    plots(depths, rates, &power, &losses, &norms, &out)?;
+    plots(depths, quick, &power, &losses, &norms, &out)?;
     say(format!("Tables and plots are in {}", out.display()));
     Ok(())
 }
@@ -106,13 +107,27 @@ fn row(method: &str, depth: usize) -> String {
     format!("{method}, depth {depth}")
 }
 
+/// The base rates that are tried: on the sphere a rate is the relative step.
+fn rates(method: &str, quick: bool) -> &'static [f64] {
+    match (quick, method) {
+        (true, _) => &[0.08],
+        (_, MUON) => &[0.01, 0.02, 0.04, 0.08, 0.16],
+        _ => &[0.02, 0.04, 0.08, 0.16, 0.32],
+    }
+}
+
+fn middle(rates: &[f64]) -> f64 {
+    rates[rates.len() / 2]
+}
+
 /// Which rate is best at every depth.
-fn best_rates(depths: &[usize], rates: &[f64], losses: &Results) {
+fn best_rates(depths: &[usize], quick: bool, losses: &Results) {
     for method in [MUON, MUON_H] {
         let best: Vec<String> = (depths.iter())
             .filter_map(|depth| {
                 let loss = |rate: &f64| losses.mean(&row(method, *depth), &format!("{rate}"));
-                let known = rates.iter().filter_map(|rate| loss(rate).map(|loss| (*rate, loss)));
+                let known =
+                    rates(method, quick).iter().filter_map(|rate| loss(rate).map(|loss| (*rate, loss)));
                 let (rate, _) = known.min_by(|a, b| a.1.total_cmp(&b.1))?;
                 Some(format!("{rate} at depth {depth}"))
             })
@@ -123,7 +138,7 @@ fn best_rates(depths: &[usize], rates: &[f64], losses: &Results) {
 
 fn plots(
     depths: &[usize],
-    rates: &[f64],
+    quick: bool,
     power: &Results,
     losses: &Results,
     norms: &Probe,
@@ -143,7 +158,7 @@ fn plots(
         let plot = depths.iter().fold(plot, |plot, depth| {
             let loss =
                 |rate: &f64| losses.mean(&row(method, *depth), &format!("{rate}")).map(|loss| (*rate, loss));
-            plot.with_series(&format!("depth {depth}"), rates.iter().filter_map(loss))
+            plot.with_series(&format!("depth {depth}"), rates(method, quick).iter().filter_map(loss))
         });
         plot.write_svg(out.join(file))?;
     }

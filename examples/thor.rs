@@ -34,6 +34,14 @@ use task::{Cipher, MARK, PADDING, Pairs, VOCABULARY};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
+
+    /// Optimiser steps of every model [default: 1000, quick: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+
+    /// Numbers of experts [default: 2,8, quick: 2]
+    #[arg(long, value_name = "E,E", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(2..=64))]
+    experts: Vec<u32>,
 }
 
 const WIDTH: usize = 64;
@@ -53,26 +61,32 @@ const RANDOM: &str = "random";
 const THOR: &str = "THOR";
 
 fn main() -> ExitCode {
-    exit(run(&Args::parse().experiment))
+    exit(run(&Args::parse()))
 }
 
-fn run(experiment: &Experiment) -> Result<(), ExampleError> {
+fn run(args: &Args) -> Result<(), ExampleError> {
+    let experiment = &args.experiment;
     let device = experiment.device()?;
     let out = experiment.out_dir("thor")?;
-    let counts: &[usize] = if experiment.quick { &[2] } else { &[2, 4, 8] };
+    let counts: Vec<usize> = match (args.experts.is_empty(), experiment.quick) {
+        (false, _) => args.experts.iter().map(|experts| *experts as usize).collect(),
+        (true, true) => vec![2],
+        (true, false) => vec![2, 8],
+    };
+    let steps = args.steps.map_or(experiment.steps(1000, 6), |steps| steps as usize);
     let mut results = Results::new();
     let mut apart: Vec<(String, Vec<Vec<(f64, f64)>>)> = Vec::new();
     for seed in experiment.seeds() {
         let run = Run {
-            steps: experiment.steps(400, 6),
+            steps,
             batch: experiment.steps(32, 4),
-            every: experiment.steps(40, 3),
+            every: (steps / 10).max(1),
             cipher: Cipher::new(experiment.steps(256, 16), experiment.steps(200, 8), seed),
             seed,
             device: &device,
         };
         run.thor(DENSE, 1, 0.0, &mut results, &mut apart)?;
-        for &experts in counts {
+        for &experts in &counts {
             run.switch(experts, &mut results)?;
             run.thor(RANDOM, experts, 0.0, &mut results, &mut apart)?;
             run.thor(THOR, experts, ALPHA, &mut results, &mut apart)?;
