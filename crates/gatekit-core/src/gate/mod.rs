@@ -1,11 +1,9 @@
 //! How a gate value is made from logits, and how it is applied.
 //!
 //! Made: [`GateActivation`] (with temperatures and scales), [`hard_gate`] and [`gumbel_sigmoid`] with
-//! a straight-through gradient, [`lower_bounded_gate`], [`selective_gate`] (every step against those
-//! after it). Applied: [`output_gate`], [`convex_mix`], [`power_mix`],
 //! a straight-through gradient, [`straight_through_one_hot`] and [`gumbel_softmax`] for a choice of one,
 //! [`lower_bounded_gate`], [`selective_gate`] (every step against those after it). Applied: [`output_gate`], [`convex_mix`],
-//! [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
+//! [`power_mix`], [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
 //! [`Highway`], [`TanhGate`] and [`GatedSum`]. All of them keep finite values and gradients at any
 //! finite logit: a gate may be exactly 0 or 1.
 
