@@ -1,4 +1,296 @@
-//! The experiment of this system.
-#![allow(missing_docs)]
+//! Early exits: compute against quality.
+//!
+//! After Regol, Chataoui, Coates 2024, arXiv 2310.09163. A network of six blocks learns which arm of a spiral a point
+//! lies on: near the centre that is a sector, further out it takes depth. The network is frozen, and exits are put
+//! behind its blocks: with gates that learn together with the classifiers (JEI-DNN), with gates that learn after
+//! them, and with thresholds on the confidence instead of gates. What does each answer at which mean cost, how well
+//! do its confidences mean what they say, which points leave where, and how much time is saved in fact?
+//!
+//! ```text
+//! cargo run --release -p gatekit-examples --example jei-dnn
+//! ```
+#![deny(missing_docs)]
 
-fn main() {}
+#[path = "jei-dnn/backbone.rs"]
+mod backbone;
+#[path = "jei-dnn/plots.rs"]
+mod plots;
+#[path = "jei-dnn/policies.rs"]
+mod policies;
+#[path = "jei-dnn/spiral.rs"]
+mod spiral;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use clap::Parser;
+use gatekit::core::ModuleConfig;
+use gatekit::experts::jei_dnn::{
+    AlternatingTrainer, DynamicNetwork, EarlyExits, ExitReport, ExitSamples, JeiDnnConfig, SgdExitLearner,
+    normalised_costs,
+};
+use gatekit_examples::{ExampleError, Experiment, Results, progress, say, tasks};
+use rand::seq::SliceRandom;
+
+use backbone::{Backbone, Network, WIDTH};
+use policies::Outcome;
+use spiral::{CLASSES, Points};
+
+/// Early exits on a spiral: accuracy, calibration and time against cost.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(flatten)]
+    experiment: Experiment,
+    /// Steps of the network's training [default: 800, quick: 40]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    steps: Option<u32>,
+    /// Epochs of the exits' training after the warm-up [default: 12, quick: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    epochs: Option<u32>,
+}
+
+/// Prices of the whole network's cost, in nats.
+const TRADEOFFS: [f64; 6] = [0.05, 0.2, 0.5, 1.0, 2.0, 4.0];
+/// Confidences that a threshold policy leaves at.
+const THRESHOLDS: [f64; 8] = [0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99, 0.999];
+/// Mean costs at which the curves are compared.
+const COSTS: [f64; 4] = [0.3, 0.45, 0.6, 0.75];
+const JOINT: &str = "JEI-DNN";
+const AFTER: &str = "gates after classifiers";
+const CONFIDENCE: &str = "confidence thresholds";
+const BATCH: usize = 128;
+
+fn main() -> ExitCode {
+    gatekit_examples::exit(run(&Args::parse()))
+}
+
+/// A policy at one setting on one seed.
+struct Run {
+    policy: &'static str,
+    /// Its place among the policy's settings.
+    setting: usize,
+    seed: u64,
+    outcome: Outcome,
+    /// Time of `infer` over that of the whole network, where measured.
+    time: Option<f64>,
+}
+
+fn run(args: &Args) -> Result<(), ExampleError> {
+    let experiment = &args.experiment;
+    let or = |given: Option<u32>, full, quick| {
+        given.map_or_else(|| experiment.steps(full, quick), |given| given as usize)
+    };
+    let (steps, epochs) = (or(args.steps, 800, 40), or(args.epochs, 12, 2));
+    let device = experiment.device()?;
+    let out = experiment.out_dir("jei-dnn")?;
+    let tradeoffs = &TRADEOFFS[..experiment.steps(TRADEOFFS.len(), 2)];
+    let (mut runs, mut stages, mut difficulty) = (Vec::new(), Results::new(), Vec::new());
+    for seed in experiment.seeds() {
+        let lab = Lab::new(seed, steps, experiment, &device)?;
+        difficulty = lab.test.difficulty.clone();
+        lab.measure(seed, epochs, tradeoffs, &mut stages, &mut runs)?;
+    }
+
+    say("The network, and every exit for all points (classifiers trained alone):\n");
+    say(stages.table());
+    let table = table(&runs, tradeoffs);
+    say("Every policy at its settings; time is that of answering 4096 points, over the whole network's:\n");
+    say(table.table());
+    let compared = compared(&runs);
+    say("Accuracy at a mean cost (straight between settings, mean over seeds):\n");
+    say(compared.table());
+    table.write_csv(out.join("results.csv"))?;
+    table.write_json(out.join("results.json"))?;
+    stages.write_csv(out.join("stages.csv"))?;
+    compared.write_csv(out.join("compared.csv"))?;
+    plots::accuracy(&runs).write_svg(out.join("jei-dnn.svg"))?;
+    plots::calibration(&runs).write_svg(out.join("calibration.svg"))?;
+    plots::exits_by_difficulty(&runs, &difficulty, tradeoffs).write_svg(out.join("difficulty.svg"))?;
+    plots::time(&runs).write_svg(out.join("time.svg"))?;
+    say(format!("Plots and tables are in {}", out.display()));
+    Ok(())
+}
+
+/// A frozen network, its features of the training points, and points to judge by.
+struct Lab {
+    network: Network,
+    config: JeiDnnConfig,
+    train: ExitSamples,
+    validation: ExitSamples,
+    test: Points,
+    device: Device,
+}
+
+impl Lab {
+    fn new(seed: u64, steps: usize, experiment: &Experiment, device: &Device) -> Result<Self, ExampleError> {
+        let network = backbone::trained(seed, steps, device)?;
+        let costs = normalised_costs(&network.backbone);
+        let config = JeiDnnConfig::new(costs.len() - 1, WIDTH, CLASSES, costs)
+            .with_phase_batches(experiment.steps(16, 2))
+            .with_learning_rate(0.1)
+            .with_min_learning_rate(2e-3)
+            .with_max_warmup_epochs(experiment.steps(6, 1));
+        // Points that no other part has seen; the test points are the same for all seeds.
+        let mut random = tasks::random(1_000 + seed);
+        let draw = |random: &mut _, count| Points::draw(count, random, device);
+        let (train, validation) =
+            (draw(&mut random, experiment.steps(4096, 512)), draw(&mut random, experiment.steps(2048, 256)));
+        let test = draw(&mut tasks::random(77), experiment.steps(4096, 512));
+        let exits = config.try_init(device)?;
+        let whole = DynamicNetwork::new(network.backbone.clone(), exits)?;
+        let samples =
+            |points: Points| ExitSamples { features: whole.features(points.inputs), labels: points.labels };
+        let (train, validation) = (samples(train), samples(validation));
+        Ok(Self { network, config, train, validation, test, device: device.clone() })
+    }
+
+    fn test_features(&self) -> Tensor<3> {
+        let exits = self.config.init(&self.device);
+        let whole = DynamicNetwork { backbone: self.network.backbone.clone(), exits };
+        whole.features(self.test.inputs.clone())
+    }
+
+    /// Trains exits, fresh or `from` others, under a configuration.
+    fn exits(
+        &self,
+        config: &JeiDnnConfig,
+        from: Option<&EarlyExits>,
+        seed: u64,
+        label: &str,
+    ) -> Result<EarlyExits, ExampleError> {
+        self.device.seed(seed);
+        let fresh = || -> Result<_, ExampleError> {
+            Ok(config.try_init(&self.device)?.with_head(self.network.head.clone()))
+        };
+        let exits = match from {
+            Some(exits) => exits.clone().with_config(config.clone())?,
+            None => fresh()?,
+        };
+        let mut learner = SgdExitLearner::new(exits, self.validation.clone())?;
+        let count = self.train.labels.dims()[0];
+        let epochs = config.epochs + config.max_warmup_epochs;
+        let bar = progress(epochs * count.div_ceil(BATCH), label);
+        let mut random = tasks::random(seed);
+        AlternatingTrainer::new(config)?.train(&mut learner, |_| {
+            let mut order: Vec<usize> = (0..count).collect();
+            order.shuffle(&mut random);
+            let bar = &bar;
+            let batches: Vec<_> = order.chunks(BATCH).map(<[usize]>::to_vec).collect();
+            batches.into_iter().map(move |rows| {
+                bar.inc(1);
+                self.train.select(&rows)
+            })
+        })?;
+        bar.finish_and_clear();
+        Ok(learner.exits())
+    }
+
+    fn measure(
+        &self,
+        seed: u64,
+        epochs: usize,
+        tradeoffs: &[f64],
+        stages: &mut Results,
+        runs: &mut Vec<Run>,
+    ) -> Result<(), ExampleError> {
+        let features = self.test_features();
+        // The classifiers alone: first as the paper's warm-up, then as long as the joint training goes on.
+        let warm_up = self.config.clone().with_epochs(0);
+        let warm = self.exits(&warm_up, None, seed, "warm-up")?;
+        let longer = self
+            .config
+            .clone()
+            .with_epochs(0)
+            .with_max_warmup_epochs(epochs.div_ceil(2))
+            .with_warmup_patience(epochs);
+        let classifiers = self.exits(&longer, Some(&warm), seed + 1, "classifiers alone")?;
+        let all = ExitReport::of(&classifiers, features.clone(), &self.test.labels)?;
+        for (exit, accuracy) in all.exit_accuracies.iter().enumerate() {
+            let name =
+                if exit + 1 == all.exit_accuracies.len() { "network".into() } else { format!("exit {exit}") };
+            stages.record(&name, "accuracy", seed, *accuracy);
+            stages.record(&name, "cost", seed, self.config.cost_per_exit[exit]);
+        }
+        for (setting, threshold) in THRESHOLDS.iter().enumerate() {
+            let outcome = policies::confidence(&classifiers, features.clone(), &self.test, *threshold)?;
+            runs.push(Run { policy: CONFIDENCE, setting, seed, outcome, time: None });
+        }
+        for (setting, tradeoff) in tradeoffs.iter().enumerate() {
+            let priced = self
+                .config
+                .clone()
+                .with_cost_tradeoff(*tradeoff)
+                .with_epochs(epochs)
+                .with_max_warmup_epochs(0);
+            for (policy, from, config) in
+                [(JOINT, &warm, priced.clone()), (AFTER, &classifiers, priced.with_freeze_classifiers(true))]
+            {
+                let exits = self.exits(&config, Some(from), seed + 2, &format!("{policy} {tradeoff}"))?;
+                let outcome = policies::gates(&exits, features.clone(), &self.test)?;
+                let time = (policy == JOINT).then(|| self.time(exits)).transpose()?;
+                runs.push(Run { policy, setting, seed, outcome, time });
+            }
+        }
+        Ok(())
+    }
+
+    /// Time of `infer` on the test points over that of the whole network without exits; medians.
+    fn time(&self, exits: EarlyExits) -> Result<f64, ExampleError> {
+        let network = DynamicNetwork::new(self.network.backbone.clone(), exits)?;
+        let whole =
+            |backbone: &Backbone| self.network.head.forward(backbone.forward(self.test.inputs.clone()));
+        let (mut stopped, mut full) = (Vec::new(), Vec::new());
+        for _ in 0..7 {
+            let start = Instant::now();
+            network.infer(self.test.inputs.clone())?.logits.into_data();
+            stopped.push(start.elapsed().as_secs_f64());
+            let start = Instant::now();
+            whole(&network.backbone).into_data();
+            full.push(start.elapsed().as_secs_f64());
+        }
+        let median = |times: &mut Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        Ok(median(&mut stopped) / median(&mut full))
+    }
+}
+
+fn table(runs: &[Run], tradeoffs: &[f64]) -> Results {
+    let mut table = Results::new();
+    for run in runs {
+        let name = match run.policy {
+            CONFIDENCE => format!("confidence {}", THRESHOLDS[run.setting]),
+            policy => format!("{policy}, price {}", tradeoffs[run.setting]),
+        };
+        table.record(&name, "accuracy", run.seed, run.outcome.accuracy);
+        table.record(&name, "mean cost", run.seed, run.outcome.cost);
+        table.record(&name, "ECE", run.seed, run.outcome.ece);
+        if let Some(time) = run.time {
+            table.record(&name, "time", run.seed, time);
+        }
+    }
+    table
+}
+
+/// Accuracy of every policy at the same mean costs.
+fn compared(runs: &[Run]) -> Results {
+    let mut table = Results::new();
+    for policy in [JOINT, AFTER, CONFIDENCE] {
+        let mut seeds: Vec<u64> = runs.iter().map(|run| run.seed).collect();
+        seeds.dedup();
+        for seed in seeds {
+            let curve: Vec<(f64, f64)> = (runs.iter())
+                .filter(|run| run.policy == policy && run.seed == seed)
+                .map(|run| (run.outcome.cost, run.outcome.accuracy))
+                .collect();
+            for cost in COSTS {
+                if let Some(accuracy) = policies::at(&curve, cost) {
+                    table.record(policy, &format!("at {cost}"), seed, accuracy);
+                }
+            }
+        }
+    }
+    table
+}

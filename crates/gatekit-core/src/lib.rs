@@ -3,11 +3,13 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
 pub mod cross_entropy;
+pub mod cross_modal;
 pub mod decay;
 pub mod dispatch;
 pub mod divergence;

@@ -42,6 +42,8 @@ mod precision;
 mod prefix;
 mod primitive;
 pub mod scan;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod scratch;
 pub mod selective;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod simd;

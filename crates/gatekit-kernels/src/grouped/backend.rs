@@ -1,12 +1,18 @@
-//! The grouped product as an operation of a backend.
+//! Grouped products and experts as operations of a backend.
 
 use std::sync::Arc;
 
-use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+use burn::backend::{backend_extension, tensor::FloatTensor};
 
-use super::portable;
+#[cfg(feature = "cubecl")]
+use super::cube;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{ExpertArguments, ExpertSpec, portable, portable_experts};
+use crate::gate::GateBackend;
 
-/// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group.
+/// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group, and of its
+/// tensor operations.
 #[backend_extension(
     NdArray: cfg(feature = "ndarray"),
     Flex: cfg(feature = "flex"),
@@ -14,7 +20,7 @@ use super::portable;
     Fusion: cfg(feature = "fusion"),
     Autodiff
 )]
-pub trait GroupedBackend: Backend {
+pub trait GroupedBackend: GateBackend {
     /// Result of [`grouped_matmul`](super::grouped_matmul).
     #[fusion(meta = crate::fusion::grouped_matmul)]
     fn grouped_matmul(
@@ -35,13 +41,126 @@ pub trait GroupedBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         portable::backward::<Self>(x, weight, gradient, &offsets)
     }
+
+    /// Result of [`gated_experts`](super::gated_experts).
+    #[fusion(dtype = x, shape = x)]
+    fn gated_experts(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> FloatTensor<Self> {
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec).0
+    }
+
+    /// The same, and the inner rows `[slots, 2 inner]` that the backward pass takes, in the type of `x`.
+    #[fusion(meta = crate::fusion::gated_experts_kept)]
+    fn gated_experts_kept(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec)
+    }
+
+    /// Gradients of `x`, `weights`, `gate_up` and `down`, given the inner rows and the gradient of the result.
+    #[fusion(meta = crate::fusion::gated_experts_backward)]
+    fn gated_experts_backward(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let arguments = ExpertArguments { x, weights, gate_up, down };
+        portable_experts::backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
+    }
+}
+
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! on_host {
+    ($backend:ty) => {
+        impl GroupedBackend for $backend {
+            fn grouped_matmul(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                offsets: Arc<[usize]>,
+            ) -> FloatTensor<Self> {
+                host::matmul::<Self>(x, weight, &offsets)
+            }
+
+            fn grouped_matmul_backward(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                offsets: Arc<[usize]>,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host::matmul_backward::<Self>(x, weight, gradient, &offsets)
+            }
+
+            fn gated_experts(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> FloatTensor<Self> {
+                host::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, false).0
+            }
+
+            fn gated_experts_kept(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                host::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, true)
+            }
+
+            fn gated_experts_backward(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                kept: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = ExpertArguments { x, weights, gate_up, down };
+                host::experts_backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
+            }
+        }
+    };
 }
 
 #[cfg(feature = "ndarray")]
-impl GroupedBackend for burn_ndarray::NdArray {}
+on_host!(burn_ndarray::NdArray);
 
 #[cfg(feature = "flex")]
-impl GroupedBackend for burn_flex::Flex {}
+on_host!(burn_flex::Flex);
 
 #[cfg(feature = "cubecl")]
-impl GroupedBackend for burn_cubecl::CubeBackend {}
+impl GroupedBackend for burn_cubecl::CubeBackend {
+    fn grouped_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> FloatTensor<Self> {
+        cube::forward(x, weight, &offsets)
+    }
+
+    fn grouped_matmul_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        offsets: Arc<[usize]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cube::backward(x, weight, gradient, &offsets)
+    }
+}

@@ -1,0 +1,106 @@
+//! Operands as the tiles read them.
+
+use super::{
+    product::Lines,
+    tile::{ROWS, panel_vectors, panel_width},
+};
+use crate::simd::Simd;
+
+/// A part of a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// First line.
+    pub(super) line: usize,
+    /// Number of lines.
+    pub(super) lines: usize,
+    /// First element of every line.
+    pub(super) from: usize,
+    /// Number of elements.
+    pub(super) len: usize,
+}
+
+/// Lines along the columns, one for each position of the depth, as panels `[panel, depth, columns]`.
+///
+/// # Safety
+/// See [`Simd`]; the part must be there, and the panels.
+#[inline(always)]
+pub(super) unsafe fn panels<S: Simd>(matrix: &Lines<S::Float>, part: Part, mut to: *mut S::Float) {
+    let mut column = 0;
+    while column < part.len {
+        let count = (part.len - column).min(panel_width::<S>());
+        let width = panel_vectors::<S>(count) * S::LANES;
+        for k in 0..part.lines {
+            unsafe {
+                let from = matrix.line(part.line + k).add(part.from + column);
+                let to = to.add(k * width);
+                if count == panel_width::<S>() {
+                    for lane in (0..panel_width::<S>()).step_by(S::LANES) {
+                        S::store(to.add(lane), S::load(from.add(lane)));
+                    }
+                } else {
+                    std::ptr::copy_nonoverlapping(from, to, count);
+                    (count..width).for_each(|lane| to.add(lane).write(S::Float::default()));
+                }
+            }
+        }
+        to = unsafe { to.add(part.lines * width) };
+        column += count;
+    }
+}
+
+/// Lines along the depth, one for each column, as panels `[panel, depth, columns]`.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+pub(super) unsafe fn transposed_panels<S: Simd>(matrix: &Lines<S::Float>, part: Part, mut to: *mut S::Float) {
+    let mut column = 0;
+    while column < part.lines {
+        let count = (part.lines - column).min(panel_width::<S>());
+        let width = panel_vectors::<S>(count) * S::LANES;
+        for lane in (0..width).step_by(S::LANES) {
+            let full = lane + S::LANES <= count;
+            let line = |i: usize| unsafe { matrix.line(part.line + column + lane + i).add(part.from) };
+            let mut k = 0;
+            if full {
+                while k + S::LANES <= part.len {
+                    unsafe { S::transpose(|i| line(i).add(k), to.add(k * width + lane), width) };
+                    k += S::LANES;
+                }
+            }
+            for k in k..part.len {
+                for i in 0..S::LANES {
+                    unsafe {
+                        let value = if lane + i < count { *line(i).add(k) } else { S::Float::default() };
+                        to.add(k * width + lane + i).write(value);
+                    }
+                }
+            }
+        }
+        to = unsafe { to.add(part.len * width) };
+        column += count;
+    }
+}
+
+/// Lines along the rows of a left operand, one for each position of the depth, as tiles `[tile, depth, ROWS]`.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+pub(super) unsafe fn tiles<F: Copy + Default>(matrix: &Lines<F>, part: Part, to: *mut F) {
+    for k in 0..part.lines {
+        unsafe {
+            let from = matrix.line(part.line + k).add(part.from);
+            let mut to = to.add(k * ROWS);
+            let mut row = 0;
+            while row + ROWS <= part.len {
+                to.cast::<[F; ROWS]>().write_unaligned(from.add(row).cast::<[F; ROWS]>().read_unaligned());
+                to = to.add(part.lines * ROWS);
+                row += ROWS;
+            }
+            for r in 0..part.len - row {
+                to.add(r).write(*from.add(row + r));
+            }
+        }
+    }
+}
