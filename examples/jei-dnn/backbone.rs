@@ -17,7 +17,7 @@ pub const WIDTH: usize = 64;
 /// Inner width of a block.
 const INNER: usize = 2 * WIDTH;
 /// Weight of every early answer in the network's loss.
-const EARLY_WEIGHT: f64 = 0.1;
+const EARLY_WEIGHT: f64 = 0.2;
 /// Points of a step.
 const BATCH: usize = 256;
 
