@@ -19,6 +19,11 @@ fn falling<T: Value>(a: T, b: T) -> Ordering {
     b.partial_cmp(&a).unwrap_or_else(|| is_nan(a).cmp(&is_nan(b)))
 }
 
+/// Whether `a` comes before `b`.
+fn is_before<T: Value>(a: T, b: T) -> bool {
+    a > b || (b.partial_cmp(&b).is_none() && a.partial_cmp(&a).is_some())
+}
+
 /// Most values that are kept in order while a row is read.
 const FEW: usize = 16;
 
@@ -27,20 +32,25 @@ const FEW: usize = 16;
 fn largest<T: Value>(values: &[T], candidates: &mut Vec<usize>, count: usize) {
     if count <= FEW {
         // The best so far; most candidates fail against the last of them.
-        let mut best = [0; FEW];
-        let mut found = 0;
-        for &candidate in candidates.iter() {
-            let before = |other: usize| falling(values[candidate], values[other]) == Ordering::Less;
-            if found == count && (count == 0 || !before(best[count - 1])) {
+        let Some(first) = candidates.first().filter(|_| count > 0) else {
+            return candidates.clear();
+        };
+        let mut best = [*first; FEW];
+        let mut worths = [values[*first]; FEW];
+        let mut found = 1;
+        for &candidate in &candidates[1..] {
+            let worth = values[candidate];
+            if found < count {
+                found += 1;
+            } else if !is_before(worth, worths[count - 1]) {
                 continue;
             }
-            let mut place = found.min(count - 1);
-            while place > 0 && before(best[place - 1]) {
-                best[place] = best[place - 1];
+            let mut place = found - 1;
+            while place > 0 && is_before(worth, worths[place - 1]) {
+                (best[place], worths[place]) = (best[place - 1], worths[place - 1]);
                 place -= 1;
             }
-            best[place] = candidate;
-            found = (found + 1).min(count);
+            (best[place], worths[place]) = (candidate, worth);
         }
         candidates.clear();
         candidates.extend_from_slice(&best[..found]);
