@@ -12,7 +12,7 @@ const SHAPE: usize = 9;
 pub const GRID: usize = SIDE / PATCH;
 pub const TOKENS: usize = GRID * GRID;
 pub const PIXELS: usize = PATCH * PATCH;
-/// Kinds of shapes: square, diamond, plus, cross, triangle, disc.
+/// Kinds of shapes: square, diamond, plus, chequers, triangle, disc.
 pub const CLASSES: usize = 6;
 /// Most strokes of clutter.
 pub const CLUTTER: usize = 8;
@@ -74,7 +74,7 @@ fn outline(class: usize) -> Vec<(usize, usize)> {
         0 => row == 0 || row == last || column == 0 || column == last,
         1 => (row - middle).abs() + (column - middle).abs() == middle,
         2 => row == middle || column == middle,
-        3 => row == column || row + column == last,
+        3 => (row / 2 + column / 2) % 2 == 0,
         4 => row == last || 2 * (column - middle).abs() == row || 2 * (column - middle).abs() == row + 1,
         _ => (row - middle).pow(2) + (column - middle).pow(2) <= 18,
     };

@@ -36,12 +36,12 @@ impl Study {
     pub fn new(experiment: &Experiment, seed: u64, device: &Device) -> Self {
         let mut random = tasks::random(1_000_000 + seed);
         Self {
-            teacher: experiment.steps(700, 4),
-            distillation: experiment.steps(120, 3),
-            gates: experiment.steps(50, 2),
-            tuning: experiment.steps(180, 3),
+            teacher: experiment.steps(500, 4),
+            distillation: experiment.steps(80, 3),
+            gates: experiment.steps(40, 2),
+            tuning: experiment.steps(120, 3),
             batch: experiment.steps(32, 4),
-            tests: (0..experiment.steps(600, 24)).map(|_| Picture::draw(&mut random)).collect(),
+            tests: (0..experiment.steps(500, 24)).map(|_| Picture::draw(&mut random)).collect(),
             device: device.clone(),
             seed,
         }

@@ -24,6 +24,7 @@ pub mod prelude {
         norm::{GatedRmsNorm, GatedRmsNormConfig, RmsNorm, RmsNormConfig},
         sequence::{Boundaries, Packing},
     };
+    pub use gatekit_experts::acm::{Acm, AcmConfig, AcmMode, Acmize, AcmizeConfig};
     pub use gatekit_sequence::{
         RoutedLm,
         gated_associative_memory::{GamConfig, GamLm},
