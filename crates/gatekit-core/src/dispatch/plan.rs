@@ -103,7 +103,11 @@ impl DispatchPlan {
     pub fn gather(&self, x: Tensor<2>) -> Tensor<2> {
         let [tokens, width] = x.dims();
         let slots = &self.slots;
-        assert!(tokens == slots.tokens(), "DispatchPlan: `x` has {tokens} tokens, the plan {}", slots.tokens());
+        assert!(
+            tokens == slots.tokens(),
+            "DispatchPlan: `x` has {tokens} tokens, the plan {}",
+            slots.tokens()
+        );
         match slots.rows() {
             [] => Tensor::zeros([0, width], (&x.device(), x.dtype())),
             rows => x.clone().select(0, indices(rows.to_vec(), &x.device())),

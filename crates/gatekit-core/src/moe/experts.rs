@@ -49,7 +49,14 @@ impl SwiGluExperts {
     pub fn combine(&self, x: Tensor<2>, plan: &DispatchPlan, weights: Tensor<2>) -> Tensor<2> {
         let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let weights = weights.cast(wide);
-        gated_experts(x, weights, plan.slots(), self.gate_up_proj.val(), self.down_proj.val(), Activation::Swish)
+        gated_experts(
+            x,
+            weights,
+            plan.slots(),
+            self.gate_up_proj.val(),
+            self.down_proj.val(),
+            Activation::Swish,
+        )
     }
 
     /// All rows through one expert, `[N, D]` to `[N, D]`.

@@ -13,7 +13,11 @@ use crate::primitive::{Primitive, accumulation};
 /// The weights of the slots in their order, `[slots, 1]`.
 fn sorted<B: Backend>(weights: &Primitive<B>, spec: &ExpertSpec) -> Primitive<B> {
     let slots = &spec.slots;
-    weights.clone().reshape([slots.weights()]).select(0, slots.order().to_vec()).reshape([slots.rows().len(), 1])
+    weights
+        .clone()
+        .reshape([slots.weights()])
+        .select(0, slots.order().to_vec())
+        .reshape([slots.rows().len(), 1])
 }
 
 /// The rows of all slots added to their tokens, in the type that sums are made in.
@@ -58,7 +62,8 @@ pub(super) fn backward<B: GroupedBackend>(
     let (weights, kept) = (Primitive::<B>(weights), Primitive::<B>(kept));
     let weight = sorted(&weights, spec).cast(wide);
     let [gate, up] = halves(&kept);
-    let activations = Primitive::<B>(B::gated_product(up.0.clone(), gate.0.clone(), spec.activation)).cast(wide);
+    let activations =
+        Primitive::<B>(B::gated_product(up.0.clone(), gate.0.clone(), spec.activation)).cast(wide);
     let weighted = (activations.clone() * weight.clone()).cast(dtype);
     let dy = Primitive::<B>(gradient).select(0, spec.slots.rows().to_vec());
     // With weighted activations in place of the inputs, the gradient of the matrix is weighted and that of the inputs is

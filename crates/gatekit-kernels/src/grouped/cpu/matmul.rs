@@ -81,7 +81,8 @@ pub(crate) fn matmul_backward<F: Float>(
     let (rows, groups) = (offsets[offsets.len() - 1], offsets.len() - 1);
     let level = Level::best();
     assert!(x.len() == rows * width && weight.len() == groups * out * width && gradient.len() == rows * out);
-    let of_weight = (0..groups).flat_map(|group| parts(out, COLUMNS).map(move |part| Job::Weight(group, part)));
+    let of_weight =
+        (0..groups).flat_map(|group| parts(out, COLUMNS).map(move |part| Job::Weight(group, part)));
     let of_x = jobs(offsets, width).into_iter().map(|(piece, part)| Job::X(piece, part));
     let jobs: Vec<Job> = of_weight.chain(of_x).collect();
     // SAFETY: every element of the gradients is in one job, whose product writes it, also where the depth is 0; the
@@ -97,7 +98,10 @@ pub(crate) fn matmul_backward<F: Float>(
                         depth: out,
                         left: Lines::all(gradient[piece.rows.start * out..].as_ptr(), out),
                         left_transposed: false,
-                        right: Lines::all(weight[piece.group * out * width + columns.start..].as_ptr(), width),
+                        right: Lines::all(
+                            weight[piece.group * out * width + columns.start..].as_ptr(),
+                            width,
+                        ),
                         right_transposed: false,
                         out: Lines::all(dx.start().add(piece.rows.start * width + columns.start), width),
                         add: false,

@@ -53,11 +53,7 @@ pub(super) unsafe fn panels<S: Simd>(matrix: &Lines<S::Float>, part: Part, mut t
 /// # Safety
 /// As [`panels`].
 #[inline(always)]
-pub(super) unsafe fn transposed_panels<S: Simd>(
-    matrix: &Lines<S::Float>,
-    part: Part,
-    mut to: *mut S::Float,
-) {
+pub(super) unsafe fn transposed_panels<S: Simd>(matrix: &Lines<S::Float>, part: Part, mut to: *mut S::Float) {
     let mut column = 0;
     while column < part.lines {
         let count = (part.lines - column).min(panel_width::<S>());

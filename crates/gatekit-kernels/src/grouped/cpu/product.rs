@@ -132,7 +132,8 @@ impl<F: Float> Kernel for Job<'_, '_, '_, F> {
                     }
                 }
                 for row in (0..product.rows).step_by(BLOCK) {
-                    let block = Block { row, rows: (product.rows - row).min(BLOCK), column, columns, k, depth };
+                    let block =
+                        Block { row, rows: (product.rows - row).min(BLOCK), column, columns, k, depth };
                     unsafe {
                         if product.left_transposed {
                             let part = Part { line: k, lines: depth, from: row, len: block.rows };
@@ -172,9 +173,8 @@ impl Block {
         while done < self.columns {
             let columns = (self.columns - done).min(panel_width::<S>());
             let panel = Panel { start: packed, depth: self.depth, columns };
-            let out = |row: usize| unsafe {
-                product.out.line(self.row + row).add(self.column + done).cast_mut()
-            };
+            let out =
+                |row: usize| unsafe { product.out.line(self.row + row).add(self.column + done).cast_mut() };
             let vectors = panel_vectors::<S>(columns);
             unsafe {
                 match vectors {

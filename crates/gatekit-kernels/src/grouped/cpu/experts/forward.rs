@@ -34,7 +34,15 @@ impl Experts<'_> {
                 let y = Filling::of(&mut y);
                 let activations = Filling::of(&mut activations);
                 for batch in &batches {
-                    let pass = Pass { experts: self, batch, level: Level::best(), keep, h: &h, a: &activations, y: &y };
+                    let pass = Pass {
+                        experts: self,
+                        batch,
+                        level: Level::best(),
+                        keep,
+                        h: &h,
+                        a: &activations,
+                        y: &y,
+                    };
                     pass.activate();
                     pass.combine();
                 }
@@ -63,7 +71,8 @@ impl Pass<'_> {
         let jobs: Vec<(Piece, Range<usize>)> =
             pieces.flat_map(|piece| parts(inner, INNER).map(move |part| (piece.clone(), part))).collect();
         let work = span(self.batch).len() * 2 * inner * width;
-        let pieces = if self.keep { [SCRATCH[0], SCRATCH[1], 0] } else { [SCRATCH[0], SCRATCH[1], ROWS * 2 * INNER] };
+        let pieces =
+            if self.keep { [SCRATCH[0], SCRATCH[1], 0] } else { [SCRATCH[0], SCRATCH[1], ROWS * 2 * INNER] };
         for_each(&jobs, work, &pieces, |(piece, part), arena| self.activate_part(piece, part, arena));
     }
 
