@@ -7,7 +7,7 @@ use gatekit_core::InputError;
 use gatekit_core::gate::{ExitDistribution, SequentialExit};
 
 use super::config::JeiDnnConfig;
-use super::gate::UncertaintyGate;
+use super::gate::{FEATURES, UncertaintyGate, uncertainty_features};
 
 /// A classifier and a gate behind every stage of a network, and its final head.
 ///
@@ -137,18 +137,44 @@ impl EarlyExits {
             [batch, stages, width],
             exits + 1
         );
-        let classes = self.config.num_classes;
-        let (mut answers, mut gates) = (Vec::with_capacity(exits + 1), Vec::with_capacity(exits));
-        for exit in 0..=exits {
-            let answer = self.answer(exit, features.clone().narrow(1, exit, 1).reshape([batch, width]));
-            if let Some(gate) = self.gates.get(exit) {
-                gates.push(gate.forward(answer.clone()));
-            }
-            answers.push(answer.reshape([batch, 1, classes]));
-        }
-        let gate_logits = Tensor::cat(gates, 1);
+        let exit_logits = self.exit_logits(features);
+        let gate_logits = self.gate_logits(exit_logits.clone());
         let distribution = self.sequential_exit().forward(gate_logits.clone());
-        ExitOutput { exit_logits: Tensor::cat(answers, 1), gate_logits, distribution }
+        ExitOutput { exit_logits, gate_logits, distribution }
+    }
+
+    /// The answers `[batch, L + 1, classes]` alone, all classifiers in one product.
+    pub(super) fn exit_logits(&self, features: Tensor<3>) -> Tensor<3> {
+        let [batch, stages, _] = features.dims();
+        if batch == 0 {
+            let shape = [0, stages, self.config.num_classes];
+            return Tensor::zeros(shape, (&features.device(), features.dtype()));
+        }
+        let heads = || self.intermediate_heads.iter().chain([&self.head]);
+        let weights = Tensor::stack::<3>(heads().map(|head| head.weight.val()).collect(), 0);
+        let answers = features.swap_dims(0, 1).matmul(weights).swap_dims(0, 1);
+        let biases = heads().map(|head| match &head.bias {
+            Some(bias) => bias.val(),
+            None => Tensor::zeros([self.config.num_classes], (&answers.device(), answers.dtype())),
+        });
+        answers.clone() + Tensor::stack::<2>(biases.collect(), 0).unsqueeze_dim(0)
+    }
+
+    /// The gates' logits `[batch, L]` for answers `[batch, L + 1, classes]`, to which no gradient goes.
+    pub(super) fn gate_logits(&self, exit_logits: Tensor<3>) -> Tensor<2> {
+        let [batch, exits, classes] = exit_logits.dims();
+        let gates = exits - 1;
+        if batch == 0 {
+            return Tensor::zeros([0, gates], (&exit_logits.device(), exit_logits.dtype()));
+        }
+        let answers = exit_logits.narrow(1, 0, gates).reshape([batch * gates, classes]);
+        let measures = uncertainty_features(answers).reshape([batch, gates, FEATURES]);
+        let weights = self.gates.iter().map(|gate| gate.linear.weight.val().squeeze_dim::<1>(1));
+        let weights = Tensor::stack::<2>(weights.collect(), 0);
+        let biases = self.gates.iter().filter_map(|gate| gate.linear.bias.as_ref()).map(|bias| bias.val());
+        let biases = Tensor::cat(biases.collect::<Vec<_>>(), 0);
+        let logits = (measures.cast(weights.dtype()) * weights.unsqueeze_dim(0)).sum_dim(2);
+        logits.squeeze_dim::<2>(2) + biases.unsqueeze_dim(0)
     }
 
     /// Which exit every sample takes, what it answers and what that costs.

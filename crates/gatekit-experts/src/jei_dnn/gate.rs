@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor};
 use gatekit_core::widen;
 
 /// Measures of doubt that a gate sees.
-const FEATURES: usize = 4;
+pub(super) const FEATURES: usize = 4;
 
 /// Four measures of how sure the answer `logits` is, `[batch, classes]` to `[batch, 4]`.
 ///

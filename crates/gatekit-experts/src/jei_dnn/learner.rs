@@ -124,15 +124,18 @@ impl ExitLearner for SgdExitLearner {
     fn step(&mut self, phase: ExitPhase, batch: ExitSamples) -> Result<f64, InputError> {
         let config = self.exits.config();
         let labels = batch.labels.autodiff();
-        let output = self.exits.forward(batch.features.autodiff());
+        let exit_logits = self.exits.exit_logits(batch.features.autodiff());
         let loss = match phase {
-            ExitPhase::WarmUp => warmup_loss(output.exit_logits, &labels)?,
+            ExitPhase::WarmUp => warmup_loss(exit_logits, &labels)?,
             ExitPhase::Gates => {
-                exit_gate_loss(output.gate_logits, &output.exit_logits, &labels, config)?.loss
+                let exit_logits = exit_logits.detach();
+                let gate_logits = self.exits.gate_logits(exit_logits.clone());
+                exit_gate_loss(gate_logits, &exit_logits, &labels, config)?.loss
             }
             ExitPhase::Classifiers => {
-                let weighting = config.module_weighting;
-                inference_module_loss(output.exit_logits, output.distribution.probs, &labels, weighting)?
+                let gate_logits = self.exits.gate_logits(exit_logits.clone()).detach();
+                let probs = self.exits.sequential_exit().forward(gate_logits).probs;
+                inference_module_loss(exit_logits, probs, &labels, config.module_weighting)?
             }
         };
         let value = loss.clone().into_scalar::<f64>();
