@@ -9,13 +9,17 @@ use crate::{
 };
 
 /// Who takes part.
-pub const OPS: [Op; 3] = [Op::MoeLayer, Op::DenseSwiGlu, Op::SortedExperts];
+pub const OPS: [Op; 6] =
+    [Op::MoeLayer, Op::DenseSwiGlu, Op::SortedExperts, Op::SkippingMoe, Op::Acm, Op::AcmQuarter];
 /// 4096 tokens of width 512, 64 experts of inner width 256.
 pub const SHAPE: Shape = Shape { value_dim: 256, ..Shape::new(1, 4096, 64, 512) };
 
 const DENSE: Goal = at_most("against a dense SwiGLU of the same active width", Unit::Times, 1.35, 1.1);
 const TORCH: Goal = at_least("against PyTorch", Unit::Times, 1.5, 3.0);
 const ROUTING: Goal = at_most("share of routing, gather and combine", Unit::Share, 0.15, 0.05);
+const SKIPPING: Goal =
+    at_most("with four of five experts skipped, share of its time", Unit::Times, 0.35, 0.25);
+const QUARTER: Goal = at_most("a quarter of the learners, share of the time of all", Unit::Times, 0.35, 0.27);
 const MEMORY: Goal = at_most("extra memory over the routed activations", Unit::Times, 3.0, 2.0);
 
 /// The figures that the rows suffice for, by device; a case is a pass.
@@ -27,22 +31,33 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
     devices.dedup();
     let mut figures = Vec::new();
     for device in devices {
-        let mut figure = |goal: Goal, value: &dyn Fn(&Row) -> Option<f64>| {
+        let mut figure = |goal: Goal, op: Op, value: &dyn Fn(&Row) -> Option<f64>| {
             let of_device = layers.iter().filter(|row| row.device == device);
             let cases: Vec<_> = of_device
                 .filter_map(|row| Some((format!("{}, {}", row.pass, row.shape()), value(row)?)))
                 .collect();
             if !cases.is_empty() {
-                figures.push(goal.figure(device, Op::MoeLayer.name(), cases));
+                figures.push(goal.figure(device, op.name(), cases));
             }
         };
-        figure(DENSE, &|row| Some(row.median_s? / of(rows, row, device, Op::DenseSwiGlu)?.median_s?));
-        figure(TORCH, &|row| Some(of(rows, row, "torch", Op::MoeLayer)?.median_s? / row.median_s?));
-        figure(ROUTING, &|row| {
+        figure(DENSE, Op::MoeLayer, &|row| {
+            Some(row.median_s? / of(rows, row, device, Op::DenseSwiGlu)?.median_s?)
+        });
+        figure(TORCH, Op::MoeLayer, &|row| {
+            Some(of(rows, row, "torch", Op::MoeLayer)?.median_s? / row.median_s?)
+        });
+        figure(ROUTING, Op::MoeLayer, &|row| {
             let experts = of(rows, row, device, Op::SortedExperts)?.median_s?;
             Some((1.0 - experts / row.median_s?).max(0.0))
         });
-        figure(MEMORY, &|row| {
+        figure(SKIPPING, Op::SkippingMoe, &|row| {
+            Some(of(rows, row, device, Op::SkippingMoe)?.median_s? / row.median_s?)
+        });
+        figure(QUARTER, Op::AcmQuarter, &|row| {
+            let all = of(rows, row, device, Op::Acm)?.median_s?;
+            Some(of(rows, row, device, Op::AcmQuarter)?.median_s? / all)
+        });
+        figure(MEMORY, Op::MoeLayer, &|row| {
             let routed =
                 row.batch * row.time * experts_per_token(row.shape()) * row.key_dim * size_of::<f32>();
             let trained = row.pass == Pass::ForwardBackward && on_cpu(device);

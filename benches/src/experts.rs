@@ -1,5 +1,7 @@
 //! Feed-forward layers of experts, and what they are compared with.
 
+use std::hint::black_box;
+
 use burn::module::Param;
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use gatekit::core::{
@@ -7,7 +9,11 @@ use gatekit::core::{
     dispatch::DispatchPlan,
     feed_forward::SwiGluConfig,
     moe::{MoeLayer, MoeLayerConfig, MoeLayout},
-    router::Router,
+    router::{Phase, Router, RouterInputs},
+};
+use gatekit::experts::{
+    acm::{AcmConfig, AcmMode},
+    modes::{SkippingMoeLayer, Thresholds, TokenModalities},
 };
 
 use crate::{
@@ -47,6 +53,40 @@ pub(crate) fn prepare(case: Case, device: &Device) -> Work {
             let x = inputs.take(sorted);
             let bytes = bytes_of(&x);
             inputs.over_sequences(bytes, move || layer.experts.forward(x.clone(), plan.offsets()))
+        }
+        Op::Acm | Op::AcmQuarter => {
+            let x = inputs.draw([shape.batch, shape.time, shape.key_dim], normal);
+            let learners = experts_per_token(shape);
+            let config = AcmConfig::new(shape.key_dim, shape.value_dim).with_num_blocks(learners);
+            let layer = inputs.module(|device| config.init(device));
+            let bytes = bytes_of(&x);
+            if case.op == Op::Acm {
+                return inputs.over_sequences(bytes, move || {
+                    layer.forward(x.clone(), AcmMode::All).expect("all is legal").y
+                });
+            }
+            // From none to half of the learners, on average a quarter.
+            let choice = Distribution::Uniform(0.0, (learners / 2 + 1) as f64);
+            let choice = Tensor::<2>::random([shape.batch, shape.time], choice, device).int();
+            inputs.over_sequences(bytes, move || {
+                let gate = layer.gate_of(x.clone(), None, Phase::Inference).expect("it has a gate");
+                drop(black_box(gate.choice));
+                layer.forward_given(x.clone(), choice.clone()).expect("as many as there are").y
+            })
+        }
+        Op::SkippingMoe => {
+            let x = inputs.draw(tokens, normal);
+            let inner = inputs.module(|device| layer(shape).init(device));
+            let mut layer = SkippingMoeLayer::new(inner, device);
+            let modalities = TokenModalities::text(tokens[0]);
+            let pass = layer.forward_with(x.clone(), &modalities, &RouterInputs::default());
+            let mut scores = pass.expect("routed").decision.scores().to_vec();
+            scores.sort_by(f64::total_cmp);
+            let threshold = scores[scores.len() * 4 / 5];
+            let thresholds = Thresholds::new(threshold, threshold).expect("a share is no less than 0");
+            layer.skipper.set_thresholds(thresholds);
+            let bytes = bytes_of(&x);
+            inputs.over_sequences(bytes, move || layer.forward(x.clone(), &modalities).expect("routed"))
         }
         _ => {
             let x = inputs.draw(tokens, normal);

@@ -81,6 +81,12 @@ named! {
         DenseSwiGlu = "dense-swiglu",
         /// The experts alone, over tokens that are sorted already.
         SortedExperts = "sorted-experts",
+        /// An adaptive computation module with all its learners, as many as a token has experts and as wide.
+        Acm = "acm",
+        /// The same with its gate, and on average a quarter of the learners a token.
+        AcmQuarter = "acm-quarter",
+        /// The mixture-of-experts layer when four of five slots are skipped by their share (MoDES).
+        SkippingMoe = "moe-layer-fifth",
     }
 }
 
@@ -133,7 +139,13 @@ impl Op {
 
     /// Whether it is a feed-forward layer of experts, or what one is compared with.
     pub fn is_feed_forward(self) -> bool {
-        matches!(self, Self::MoeLayer | Self::DenseSwiGlu | Self::SortedExperts)
+        let trained = matches!(self, Self::MoeLayer | Self::DenseSwiGlu | Self::SortedExperts);
+        trained || self.saves()
+    }
+
+    /// Whether it is a feed-forward layer at inference, or one that computes a part of it.
+    fn saves(self) -> bool {
+        matches!(self, Self::Acm | Self::AcmQuarter | Self::SkippingMoe)
     }
 
     /// Whether our code has this pass in this form.
@@ -145,6 +157,7 @@ impl Op {
             Self::Elementwise => (form, pass) != (Form::Fused, Pass::Decode),
             // It has no state.
             Self::GatedRmsNorm => pass != Pass::Decode,
+            _ if self.saves() => (form, pass) == (Form::Fused, Pass::Forward),
             _ if self.is_feed_forward() => form == Form::Fused && pass != Pass::Decode,
             _ => true,
         }
@@ -164,6 +177,8 @@ impl Op {
     pub fn flops(self, pass: Pass, shape: Shape) -> Option<f64> {
         let Shape { batch, time, heads, key_dim, value_dim } = shape;
         let token = match self {
+            // What is saved is not counted as computed.
+            _ if self.saves() => return None,
             _ if self.is_feed_forward() => 6 * experts_per_token(shape) * key_dim * value_dim,
             _ if self.is_scan() => heads * (CHUNK * (key_dim + value_dim) + 4 * key_dim * value_dim),
             _ => return None,

@@ -95,7 +95,7 @@ pub fn prepare(case: Case, device: &Device, seed: u64) -> Work {
         Op::ShortConvolution => layers::short_convolution(case, device),
         Op::GatedRmsNorm => layers::gated_rms_norm(case, device),
         Op::Softmax => layers::softmax(case, device),
-        Op::MoeLayer | Op::DenseSwiGlu | Op::SortedExperts => experts::prepare(case, device),
+        op if op.is_feed_forward() => experts::prepare(case, device),
         _ => scans::prepare(case, device),
     }
 }

@@ -236,7 +236,9 @@ fn heat_map(rows: &[ExpertRow]) -> HeatMap {
             values[place][step] = row.load;
         }
     }
+    let highest = rows.iter().map(|row| row.load).fold(2.0, f64::max);
     HeatMap::new("Load of the experts", "step", "layer / expert", "load over mean load", values)
+        .with_range(0.0, highest)
         .with_row_labels(places.iter().map(|(layer, expert)| format!("{layer} / {expert}")))
         .with_column_values(steps.iter().map(|step| *step as f64))
         .with_size(800, (160 + 18 * places.len() as u32).clamp(320, 1200))

@@ -332,11 +332,11 @@ fn validate(
 
     let row = |name: &str, values: &[f64]| {
         let values: String = values.iter().map(|value| format!("{value:>8.3}")).collect();
-        say(format_args!("  {name:<30}{values}"));
+        say(format_args!("  {name:<40}{values}"));
     };
     say(format_args!("\nBits per byte on all {} held-out bytes:", grouped(corpus.held_out().len())));
     let orders: String = (1..=MAX_ORDER).map(|order| format!("{order:>8}")).collect();
-    say(format_args!("  {:<30}{orders}", "n-gram model of order"));
+    say(format_args!("  {:<40}{orders}", "n-gram model of order"));
     row("interpolated Kneser-Ney", &baselines.kneser_ney);
     row("interpolated Witten-Bell", &baselines.witten_bell);
     row(&name, &[bits]);

@@ -66,6 +66,11 @@ impl<M: Module> Trainer<M> {
         Ok(Self { model: model.materialize().train(), optimizer, scheduler })
     }
 
+    /// Another schedule than the warm-up and cosine.
+    pub fn with_scheduler(self, scheduler: ModuleLrScheduler) -> Self {
+        Self { scheduler, ..self }
+    }
+
     /// One step down the gradient of `loss` `[1]`, which was computed with [`model`](Self::model); returns its value.
     ///
     /// After a loss that is not finite the model is left as it is.

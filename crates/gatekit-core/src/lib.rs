@@ -3,11 +3,13 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
 pub mod cross_entropy;
+pub mod cross_modal;
 pub mod decay;
 pub mod dispatch;
 pub mod divergence;
@@ -27,6 +29,7 @@ pub mod path_fusion;
 pub mod probe;
 pub mod router;
 pub mod scan;
+pub mod segment;
 pub mod sequence;
 pub mod simple_rms_norm;
 #[cfg(test)]

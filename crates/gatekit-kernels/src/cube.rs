@@ -1,14 +1,17 @@
 //! What the CubeCL kernels share: how their tensors are laid out and spread over units.
 
+pub(crate) mod blocks;
 mod carries;
+mod planes;
 mod sequences;
 mod sums;
+pub(crate) mod tiles;
 
 use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
 };
-use burn_cubecl::{ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use burn_cubecl::{kernel::cast, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
 use cubecl::{
     calculate_cube_count_elemwise,
     ir::{ElemType, FloatKind},
@@ -23,17 +26,23 @@ pub(crate) use sums::sum_rows;
 /// Whether the kernels compute with these elements: they read and write the type they are stored
 /// in, and compute in float32. The rest, and tensors without elements, is left to the portable forms.
 pub(crate) fn is_fused(tensor: &CubeTensor) -> bool {
-    matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) && tensor.shape().num_elements() > 0
+    float_kind(tensor.dtype).is_some() && tensor.shape().num_elements() > 0
+}
+
+/// The CubeCL type of the float types that the kernels read.
+pub(crate) fn float_kind(dtype: DType) -> Option<FloatKind> {
+    match dtype {
+        DType::F32 => Some(FloatKind::F32),
+        DType::F16 => Some(FloatKind::F16),
+        DType::BF16 => Some(FloatKind::BF16),
+        _ => None,
+    }
 }
 
 /// The type a tensor's elements are stored in.
 pub(crate) fn element(tensor: &CubeTensor) -> ElemType {
-    ElemType::Float(match tensor.dtype {
-        DType::F32 => FloatKind::F32,
-        DType::F16 => FloatKind::F16,
-        DType::BF16 => FloatKind::BF16,
-        dtype => unreachable!("no kernel computes with {dtype:?}"),
-    })
+    let kind = float_kind(tensor.dtype);
+    ElemType::Float(kind.unwrap_or_else(|| unreachable!("no kernel computes with {:?}", tensor.dtype)))
 }
 
 /// A tensor on the same device, in row-major order, its values whatever the memory held.
@@ -52,6 +61,29 @@ pub(crate) fn line(length: usize, tensors: &[&CubeTensor]) -> usize {
     let widest = tensors.iter().map(|tensor| tensor.dtype.size()).max().expect("a kernel has tensors");
     let mut sizes = tensors[0].client.io_optimized_vector_sizes(widest);
     sizes.find(|size| length.is_multiple_of(*size)).unwrap_or(1)
+}
+
+/// A tensor in row-major order and of a type.
+pub(crate) fn prepared(tensor: CubeTensor, dtype: DType) -> CubeTensor {
+    let tensor = if tensor.dtype == dtype { tensor } else { cast(tensor, dtype) };
+    into_contiguous(tensor)
+}
+
+/// Numbers for a kernel.
+pub(crate) fn upload(like: &CubeTensor, values: &[u32]) -> BufferArg {
+    let handle = like.client.create_from_slice(u32::as_bytes(values));
+    // SAFETY: the handle holds that many numbers.
+    unsafe { BufferArg::from_raw_parts(handle, values.len()) }
+}
+
+/// Neighbouring elements read at once from rows of `dim` elements: 16 bytes where the rows allow it, 4 elements at most.
+pub(crate) fn vector_size(tensor: &CubeTensor, dim: usize) -> usize {
+    tensor
+        .client
+        .io_optimized_vector_sizes(tensor.dtype.size())
+        .filter(|size| *size <= 4 && dim.is_multiple_of(*size))
+        .max()
+        .unwrap_or(1)
 }
 
 /// The integers that reach every element of these tensors.

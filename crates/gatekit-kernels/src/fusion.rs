@@ -11,6 +11,7 @@ use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
 
 use crate::{
     conv::ConvolutionSpec,
+    grouped::ExpertSpec,
     norm::NormSpec,
     primitive::accumulation,
     scan::{ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind},
@@ -190,4 +191,28 @@ pub(crate) fn short_convolution_backward(
 /// Result of a grouped product.
 pub(crate) fn grouped_matmul(x: &TensorSpec, weight: &TensorSpec, _offsets: &Arc<[usize]>) -> TensorSpec {
     output(&[x.shape[0], weight.shape[1]].into(), x)
+}
+
+/// Outputs and inner rows of gated experts.
+pub(crate) fn gated_experts_kept(
+    x: &TensorSpec,
+    _weights: &TensorSpec,
+    gate_up: &TensorSpec,
+    _down: &TensorSpec,
+    spec: &ExpertSpec,
+) -> Two {
+    (x.clone(), output(&[spec.slots.rows().len(), gate_up.shape[1]].into(), x))
+}
+
+/// Gradients of the arguments of gated experts.
+pub(crate) fn gated_experts_backward(
+    x: &TensorSpec,
+    weights: &TensorSpec,
+    gate_up: &TensorSpec,
+    down: &TensorSpec,
+    _kept: &TensorSpec,
+    _gradient: &TensorSpec,
+    _spec: &ExpertSpec,
+) -> Four {
+    (x.clone(), weights.clone(), gate_up.clone(), down.clone())
 }

@@ -51,6 +51,12 @@ pub(crate) unsafe fn run_kernels<K: Kernel + Send>(elements: usize, kernels: Vec
     }
 }
 
+/// Runs one loop.
+pub(crate) fn run_one(only: impl Loop) {
+    // SAFETY: the level was found on this processor.
+    unsafe { Level::best().run(ByFloat(only)) }
+}
+
 /// [`simd::exp`] of one float.
 #[inline(always)]
 fn exp<A: Arithmetic>(x: f32) -> f32 {

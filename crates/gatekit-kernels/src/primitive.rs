@@ -4,7 +4,7 @@ use std::ops::{Add, Mul, Range, Sub};
 
 use burn::{
     backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::{DType, FloatDType, Shape, Slice, TensorData},
+    tensor::{DType, FloatDType, IndexingUpdateOp, Shape, Slice, TensorData},
 };
 
 /// The type that sums over values of type `dtype` are made in: float32, or float64 for float64.
@@ -109,14 +109,26 @@ impl<B: Backend> Primitive<B> {
         Self(B::float_matmul(self.0, rhs.0))
     }
 
-    /// The given indices of axis `dim`, in their order.
-    pub fn select(self, dim: usize, indices: Vec<usize>) -> Self {
+    /// An index tensor on the same device.
+    fn indices(&self, indices: Vec<usize>) -> burn::backend::tensor::IntTensor<B> {
         let device = self.0.device();
         let settings = burn::backend::get_or_init_device_settings::<B>(&device);
         let count = indices.len();
         let indices: Vec<i64> = indices.into_iter().map(|index| index as i64).collect();
         let data = TensorData::new(indices, [count]).convert_dtype(settings.int_dtype.into());
-        Self(B::float_select(self.0, dim, B::int_from_data(data, &device)))
+        B::int_from_data(data, &device)
+    }
+
+    /// The given indices of axis `dim`, in their order.
+    pub fn select(self, dim: usize, indices: Vec<usize>) -> Self {
+        let indices = self.indices(indices);
+        Self(B::float_select(self.0, dim, indices))
+    }
+
+    /// Adds `values` at the given indices of axis `dim`.
+    pub fn select_add(self, dim: usize, indices: Vec<usize>, values: Self) -> Self {
+        let indices = self.indices(indices);
+        Self(B::float_select_assign(self.0, dim, indices, values.0, IndexingUpdateOp::Add))
     }
 
     pub fn exp(self) -> Self {

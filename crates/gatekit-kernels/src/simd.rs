@@ -63,6 +63,15 @@ pub(crate) trait Simd: Copy {
             }
         }
     }
+    /// Writes `LANES` lines of `LANES` floats as columns, with `stride` floats from one row to the next.
+    #[inline(always)]
+    unsafe fn transpose(line: impl Fn(usize) -> *const Self::Float, to: *mut Self::Float, stride: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                unsafe { to.add(j * stride + i).write(*line(i).add(j)) };
+            }
+        }
+    }
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;

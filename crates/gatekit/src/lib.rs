@@ -12,6 +12,7 @@ pub mod device;
 
 pub use gatekit_core as core;
 pub use gatekit_experts as experts;
+pub use gatekit_fusion as fusion;
 pub use gatekit_sequence as sequence;
 
 /// What most programs need.
@@ -24,6 +25,7 @@ pub mod prelude {
         sequence::{Boundaries, Packing},
     };
     pub use gatekit_sequence::{
+        RoutedLm,
         gated_associative_memory::{GamConfig, GamLm},
         gla::{GatedLinearAttention, GatedLinearAttentionConfig, GlaConfig, GlaForCausalLm},
         hybrid_linear_attention::{

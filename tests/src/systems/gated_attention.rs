@@ -135,6 +135,7 @@ fn run_model(case: &Case, device: &Device) -> Result<Vec<Produced>> {
         let mut fields = evaluation.config();
         let layer = fused(&mut fields)?;
         let config = GatedAttentionModelConfig {
+            moe: None,
             vocab_size: fields.required("vocab_size")?,
             hidden_size: layer.hidden_size,
             num_hidden_layers: fields.required("num_hidden_layers")?,

@@ -93,6 +93,7 @@ fn model(evaluation: &Evaluation<'_>) -> Result<GlaConfig> {
     let mut fields = evaluation.config();
     let layer = layer(&mut fields, 1e-6)?;
     let config = GlaConfig {
+        moe: None,
         vocab_size: fields.with_default("vocab_size", 32000)?,
         hidden_size: layer.hidden_size,
         num_hidden_layers: fields.with_default("num_hidden_layers", 24)?,

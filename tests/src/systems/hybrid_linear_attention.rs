@@ -209,6 +209,7 @@ fn model(evaluation: &Evaluation<'_>) -> Result<HybridConfig> {
     let mixer = mixer(&mut fields, 1e-6)?;
     let attn: Option<Attention> = fields.optional("attn")?;
     let config = HybridConfig {
+        moe: None,
         vocab_size: fields.with_default("vocab_size", 32000)?,
         num_hidden_layers: fields.with_default("num_hidden_layers", 24)?,
         mixer,

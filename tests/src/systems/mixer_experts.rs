@@ -71,10 +71,9 @@ fn run_gate_update(case: &Case, device: &Device) -> Result<Vec<Produced>> {
             gate.use_gate_bias(),
         )?;
         fields.finish()?;
-        let mut input = |name: &str| Ok(Matrix::of(&evaluation.float::<2>(name)?));
-        let inputs: Result<[Matrix; 4]> =
-            Ok([input("contexts")?, input("losses")?, input("centroids")?, input("noise")?]);
-        let [contexts, losses, centroids, noise] = inputs?;
+        let mut input = |name: &str| -> Result<Matrix> { Ok(Matrix::of(&evaluation.float::<2>(name)?)) };
+        let (contexts, losses) = (input("contexts")?, input("losses")?);
+        let (centroids, noise) = (input("centroids")?, input("noise")?);
         let (environments, experts) = (contexts.rows(), losses.columns());
         let nowhere = |count: usize| vec![-1i64; count];
         let signed = |indices: Vec<usize>| indices.into_iter().map(|index| index as i64).collect();

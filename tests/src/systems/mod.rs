@@ -2,7 +2,9 @@
 //!
 //! A further system adds its file here and its rows to [`TABLE`]'s parts.
 
+pub mod acm;
 pub mod affine_scaled_attention;
+pub mod bihierarchical_fusion;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
@@ -16,7 +18,9 @@ pub mod modes;
 pub mod moe_continual_learning;
 pub mod moe_routing;
 pub mod move_;
+pub mod pacgnet;
 mod scan;
+pub mod sqrtgate;
 pub mod thor;
 pub mod transnormer_llm;
 
@@ -43,7 +47,9 @@ pub struct Row {
 
 /// All systems with their components.
 pub const TABLE: &[(&str, &[Row])] = &[
+    ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
+    ("bihierarchical-fusion", bihierarchical_fusion::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),
@@ -57,6 +63,8 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("moe-continual-learning", moe_continual_learning::ROWS),
     ("moe-routing", moe_routing::ROWS),
     ("move", move_::ROWS),
+    ("sqrtgate", sqrtgate::ROWS),
+    ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];

@@ -1,8 +1,8 @@
 //! Softmax attention in which every query sees every key.
 
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::Tensor;
 
-use crate::common::widen;
+use super::masked::masked_attention;
 
 /// Softmax attention without a mask, as in encoders: `o_i = sum_j softmax_j(D^(-1/2) q_i . k_j) v_j` over all keys.
 ///
@@ -25,10 +25,7 @@ pub fn full_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
         v.dims(),
         q.dims()
     );
-    let [q, k, v] = [q, k, v].map(|x| x.swap_dims(1, 2));
-    let scores = q.mul_scalar((dim as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
-    let weights = softmax(widen(scores), 3).cast(v.dtype());
-    weights.matmul(v).swap_dims(1, 2)
+    masked_attention(q, k, v, None, false)
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The order in which tokens go to their experts.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+use gatekit_kernels::grouped::SortedSlots;
 
 use crate::common::{indices, widen};
 use crate::router::Assignment;
@@ -25,10 +28,7 @@ use crate::router::Assignment;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DispatchPlan {
-    tokens: usize,
-    rows: Vec<usize>,
-    order: Vec<usize>,
-    offsets: Vec<usize>,
+    slots: Arc<SortedSlots>,
 }
 
 impl DispatchPlan {
@@ -51,42 +51,48 @@ impl DispatchPlan {
             next[expert] += 1;
         }
         let rows = order.iter().map(|slot| slot / assignment.per_token()).collect();
-        Self { tokens: assignment.tokens(), rows, order, offsets }
+        Self::from_parts(assignment.tokens(), assignment.experts().len(), rows, order, offsets)
     }
 
-    /// From sorted rows of `tokens` tokens and the positions of their weights.
+    /// From sorted rows of `tokens` tokens and the positions of their weights, of which there are `weights`.
     pub(crate) fn from_parts(
         tokens: usize,
+        weights: usize,
         rows: Vec<usize>,
         order: Vec<usize>,
         offsets: Vec<usize>,
     ) -> Self {
-        Self { tokens, rows, order, offsets }
+        Self { slots: Arc::new(SortedSlots::new(tokens, weights, rows, order, offsets)) }
+    }
+
+    /// What [`gated_experts`](super::gated_experts) takes.
+    pub fn slots(&self) -> &Arc<SortedSlots> {
+        &self.slots
     }
 
     /// The kept slots in their sorted order, M entries: positions in the flattened weights.
     pub fn order(&self) -> &[usize] {
-        &self.order
+        self.slots.order()
     }
 
     /// Number of tokens N.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.slots.tokens()
     }
 
     /// The token of every sorted slot, M entries.
     pub fn rows(&self) -> &[usize] {
-        &self.rows
+        self.slots.rows()
     }
 
     /// Where every expert's rows begin, and M: E + 1 entries.
     pub fn offsets(&self) -> &[usize] {
-        &self.offsets
+        self.slots.offsets()
     }
 
     /// Kept slots of every expert.
     pub fn tokens_per_expert(&self) -> Vec<usize> {
-        self.offsets.windows(2).map(|pair| pair[1] - pair[0]).collect()
+        self.offsets().windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
     /// The tokens `x` `[N, D]` sorted by expert, `[M, D]`.
@@ -96,10 +102,15 @@ impl DispatchPlan {
     /// When `x` does not have N rows.
     pub fn gather(&self, x: Tensor<2>) -> Tensor<2> {
         let [tokens, width] = x.dims();
-        assert!(tokens == self.tokens, "DispatchPlan: `x` has {tokens} tokens, the plan {}", self.tokens);
-        match self.rows.is_empty() {
-            true => Tensor::zeros([0, width], (&x.device(), x.dtype())),
-            false => x.clone().select(0, indices(self.rows.clone(), &x.device())),
+        let slots = &self.slots;
+        assert!(
+            tokens == slots.tokens(),
+            "DispatchPlan: `x` has {tokens} tokens, the plan {}",
+            slots.tokens()
+        );
+        match slots.rows() {
+            [] => Tensor::zeros([0, width], (&x.device(), x.dtype())),
+            rows => x.clone().select(0, indices(rows.to_vec(), &x.device())),
         }
     }
 
@@ -112,21 +123,21 @@ impl DispatchPlan {
     pub fn scatter_combine(&self, outputs: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
         let ([rows, width], device, dtype) = (outputs.dims(), outputs.device(), outputs.dtype());
         assert!(
-            rows == self.rows.len(),
+            rows == self.order().len(),
             "DispatchPlan: `outputs` has {rows} rows, the plan {}",
-            self.rows.len()
+            self.order().len()
         );
         let wide = match dtype {
             DType::F16 | DType::BF16 => DType::F32,
             dtype => dtype,
         };
-        let zeros = Tensor::<2>::zeros([self.tokens, width], (&device, wide));
+        let zeros = Tensor::<2>::zeros([self.slots.tokens(), width], (&device, wide));
         if rows == 0 {
             return zeros.cast(dtype);
         }
-        let weights = weights.flatten::<1>(0, 1).select(0, indices(self.order.clone(), &device));
+        let weights = weights.flatten::<1>(0, 1).select(0, indices(self.order().to_vec(), &device));
         let weighted = widen(outputs) * weights.unsqueeze_dim(1).cast(wide);
-        let rows = indices(self.rows.clone(), &device);
+        let rows = indices(self.slots.rows().to_vec(), &device);
         zeros.select_assign(0, rows, weighted, IndexingUpdateOp::Add).cast(dtype)
     }
 }

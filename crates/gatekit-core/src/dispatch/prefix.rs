@@ -3,7 +3,7 @@
 //! Rows are sorted once, by falling number of stages. Stage i then runs on the first rows, a prefix that only
 //! shrinks: nothing is gathered between stages, and rows that are done cost nothing.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::common::indices;
 use crate::error::InputError;
@@ -90,6 +90,16 @@ impl PrefixPlan {
     /// Rows run by all stages together.
     pub fn executed(&self) -> usize {
         self.counts.iter().sum()
+    }
+
+    /// The rows of every depth that has some, the deepest first: depth and rows.
+    pub fn by_depth(&self) -> impl Iterator<Item = (usize, &[usize])> {
+        let counts = |depth: usize| if depth == 0 { self.rows() } else { self.counts[depth - 1] };
+        (0..=self.stages()).rev().filter_map(move |depth| {
+            let deeper = if depth == self.stages() { 0 } else { self.counts[depth] };
+            let rows = &self.order[deeper..counts(depth)];
+            (!rows.is_empty()).then_some((depth, rows))
+        })
     }
 
     /// The rows of `x` `[N, ..]` in sorted order, without a copy where they are sorted already. Differentiable.
@@ -242,6 +252,37 @@ pub fn prefix_execute<const D: usize, S: PrefixState<D>>(
     }
 }
 
+/// Where k stages are as good as one: `y_r = start_r + at_once(k, x_r)` for the rows r of depth k, and `start` for those
+/// of depth 0.
+///
+/// `at_once(k, rows)` is called once for every depth k >= 1 that has rows, with these rows of `x` `[N, ..]`, and does
+/// the work of stages 0 .. k-1 in one piece: learners that are columns of one matrix, say. As many rows run as many
+/// stages as in [`prefix_execute`], but results are written once instead of once a stage. `start` and the result are
+/// `[N, ..]` in the order of `x`.
+///
+/// # Panics
+///
+/// When `x` or `start` do not have N rows, or results of another number of rows come back.
+pub fn depth_execute<const C: usize, const D: usize>(
+    x: Tensor<C>,
+    start: Tensor<D>,
+    plan: &PrefixPlan,
+    mut at_once: impl FnMut(usize, Tensor<C>) -> Tensor<D>,
+) -> Tensor<D> {
+    plan.check("x", x.dims());
+    plan.check("start", start.dims());
+    let mut y = start;
+    for (depth, rows) in plan.by_depth().filter(|(depth, _)| *depth > 0) {
+        if rows.len() == plan.rows() {
+            return y + at_once(depth, x);
+        }
+        let rows = indices(rows.to_vec(), &x.device());
+        let part = at_once(depth, x.clone().select(0, rows.clone()));
+        y = y.select_assign(0, rows, part, IndexingUpdateOp::Add);
+    }
+    y
+}
+
 /// Rows `start .. start + rows`, the tensor itself where they are all of it.
 fn first_rows<const D: usize>(x: Tensor<D>, start: usize, rows: usize) -> Tensor<D> {
     match x.dims()[0] == rows {
@@ -342,6 +383,38 @@ mod tests {
                 .collect();
             assert_close(&values(sums(float64(&x, [4, 2], &device))), &expected, 1e-12);
             check_gradients(&x, [4, 2], &device, sums);
+        }
+    }
+
+    #[test]
+    fn stages_at_once_are_those_one_by_one() {
+        let cases: [&[usize]; 5] = [&[1, 3, 0, 1, 3, 2], &[0; 4], &[3; 4], &[2], &[0, 2, 0]];
+        for (device, depths) in
+            devices().into_iter().flat_map(|device| cases.map(|case| (device.clone(), case)))
+        {
+            let plan = PrefixPlan::new(depths, 3).unwrap();
+            let (rows, x) = (depths.len(), ramp(depths.len() * 2, 1.0));
+            let power = |x: Tensor<2>, stage: usize| x.powi_scalar(stage as i32 + 1);
+            let start = |x: &Tensor<2>| x.clone().mul_scalar(0.5);
+            let at_once = |x: Tensor<2>| {
+                depth_execute(x.clone(), start(&x), &plan, |depth, x| {
+                    (0..depth).map(|stage| power(x.clone(), stage)).reduce(|a, b| a + b).unwrap()
+                })
+            };
+            let one_by_one = |x: Tensor<2>| {
+                let state = (plan.gather(x.clone()), plan.gather(start(&x)));
+                plan.restore(prefix_execute(state, &plan, |stage, (x, sum)| {
+                    let term = power(x.clone(), stage);
+                    (x, sum + term)
+                }))
+            };
+            let input = float64(&x, [rows, 2], &device);
+            assert_close(&values(at_once(input.clone())), &values(one_by_one(input)), 1e-12);
+            check_gradients(&x, [rows, 2], &device, at_once);
+            let seen: Vec<(usize, usize)> =
+                plan.by_depth().map(|(depth, rows)| (depth, rows.len())).collect();
+            assert_eq!(seen.iter().map(|(_, rows)| rows).sum::<usize>(), rows);
+            assert_eq!(seen.iter().map(|(depth, rows)| depth * rows).sum::<usize>(), plan.executed());
         }
     }
 

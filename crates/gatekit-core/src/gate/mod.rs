@@ -3,13 +3,14 @@
 //! Made: [`GateActivation`] (with temperatures and scales), [`hard_gate`] and [`gumbel_sigmoid`] with
 //! a straight-through gradient, [`straight_through_one_hot`] and [`gumbel_softmax`] for a choice of one,
 //! [`lower_bounded_gate`], [`selective_gate`] (every step against those after it). Applied: [`output_gate`], [`convex_mix`],
-//! [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
+//! [`power_mix`], [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
 //! [`Highway`], [`TanhGate`] and [`GatedSum`]. All of them keep finite values and gradients at any
 //! finite logit: a gate may be exactly 0 or 1.
 
 mod activation;
 mod functions;
 mod layers;
+mod power_mix;
 mod selective;
 mod sequential_exit;
 mod straight_through;
@@ -23,6 +24,7 @@ pub use functions::{
     output_gate,
 };
 pub use layers::{Highway, HighwayConfig, OutputGate, OutputGateConfig, TanhGate, TanhGateConfig};
+pub use power_mix::{gated_power_mix, power_mix};
 pub use selective::{selective_gate, selective_log_gate};
 pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use straight_through::{

@@ -1,9 +1,12 @@
 //! The experts, one on top of the other.
 
-use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Device, Tensor};
+use std::sync::Arc;
 
-use crate::dispatch::grouped_matmul;
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+use gatekit_kernels::gate::Activation;
+
+use crate::dispatch::{DispatchPlan, SortedSlots, gated_experts};
 use crate::gate::{GateActivation, output_gate};
 use crate::init;
 
@@ -30,10 +33,30 @@ impl SwiGluExperts {
     ///
     /// # Panics
     ///
-    /// As [`grouped_matmul`].
+    /// As [`gated_experts`], and when the offsets do not rise from 0.
     pub fn forward(&self, x: Tensor<2>, offsets: &[usize]) -> Tensor<2> {
-        let inner = grouped_matmul(x, offsets, self.gate_up_proj.val());
-        grouped_matmul(gated(inner), offsets, self.down_proj.val())
+        let slots = Arc::new(SortedSlots::each(offsets.to_vec()));
+        let weights = Tensor::ones([x.dims()[0], 1], (&x.device(), x.dtype()));
+        gated_experts(x, weights, &slots, self.gate_up_proj.val(), self.down_proj.val(), Activation::Swish)
+    }
+
+    /// Tokens `[N, D]` through the experts of a plan, added up with its weights (`[N, K]`, or `[E, C]` where experts
+    /// chose), `[N, D]`: gather, experts and combination in one.
+    ///
+    /// # Panics
+    ///
+    /// As [`gated_experts`].
+    pub fn combine(&self, x: Tensor<2>, plan: &DispatchPlan, weights: Tensor<2>) -> Tensor<2> {
+        let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let weights = weights.cast(wide);
+        gated_experts(
+            x,
+            weights,
+            plan.slots(),
+            self.gate_up_proj.val(),
+            self.down_proj.val(),
+            Activation::Swish,
+        )
     }
 
     /// All rows through one expert, `[N, D]` to `[N, D]`.

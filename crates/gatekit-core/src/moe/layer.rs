@@ -38,8 +38,8 @@ impl SharedExpert {
 
 /// A mixture of experts in place of a feed-forward layer: `y = sum_k w_k f_k(x) + shared(x)`.
 ///
-/// A token is sent to its K experts only: slots are sorted by expert and every projection is one
-/// grouped product. Experts overflow in training alone.
+/// A token is sent to its K experts only: slots are sorted by expert and go through
+/// [`gated_experts`](crate::dispatch::gated_experts). Experts overflow in training alone.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct MoeLayer {
@@ -134,8 +134,7 @@ impl MoeLayer {
             1 => self.one_token(x.clone(), routing),
             _ => {
                 let plan = DispatchPlan::new(&routing.assignment);
-                let outputs = self.experts.forward(plan.gather(x.clone()), plan.offsets());
-                plan.scatter_combine(outputs, routing.weights.clone())
+                self.experts.combine(x.clone(), &plan, routing.weights.clone())
             }
         };
         match &self.shared_expert {

@@ -243,7 +243,7 @@ impl HeatMap {
         let x = Axis {
             log: false,
             span: 0.0..columns as f64,
-            ticks: middles(columns, (9.0 * letters as f64 + 12.0) / width),
+            ticks: middles(columns, (9.0 * letters as f64 + 8.0) / width),
         };
         let mut y = Axis { log: false, span: rows as f64..0.0, ticks: middles(rows, 18.0 / height) };
         if self.from_bottom {
@@ -320,8 +320,9 @@ impl HeatMap {
             .build_cartesian_2d(none, y)?;
         let step = (range.end - range.start) / LEVELS as f64;
         chart.draw_series((0..LEVELS).map(|level| {
+            // Each up to the end, under those that follow: no seams.
             let low = range.start + level as f64 * step;
-            Rectangle::new([(0.0, low), (1.0, low + step)], colour(level).filled())
+            Rectangle::new([(0.0, low), (1.0, range.end)], colour(level).filled())
         }))?;
         chart
             .configure_mesh()

@@ -94,6 +94,8 @@ pub enum RouterInitialisation {
     Normal,
     /// Normal of variance `0.1 / D`, truncated at two deviations (Switch).
     TruncatedNormal,
+    /// Uniform within `1 / sqrt(D)`, as projections start in Burn and PyTorch (SqrtGate).
+    Uniform,
 }
 
 /// Configuration of a [`Router`].

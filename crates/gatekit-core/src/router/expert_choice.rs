@@ -114,7 +114,7 @@ impl ExpertChoice {
         let [experts, capacity] = self.indices.dims();
         let offsets = (0..=experts).map(|expert| expert * capacity).collect();
         let slots = (0..self.picked.len()).collect();
-        DispatchPlan::from_parts(self.tokens, self.picked.clone(), slots, offsets)
+        DispatchPlan::from_parts(self.tokens, self.picked.len(), self.picked.clone(), slots, offsets)
     }
 
     /// How many experts took each token, `[N]`.

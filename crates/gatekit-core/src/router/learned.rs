@@ -50,6 +50,10 @@ impl LearnedRouter {
             RouterInitialisation::TruncatedNormal => {
                 init::truncated_normal([experts, hidden], (0.1 / hidden as f64).sqrt(), device)
             }
+            RouterInitialisation::Uniform => {
+                let bound = (hidden as f64).powf(-0.5);
+                Initializer::Uniform { min: -bound, max: bound }.init([experts, hidden], device)
+            }
         };
         let noise = || NoiseProjection { weight: Initializer::Zeros.init([experts, hidden], device) };
         Self {

@@ -51,6 +51,22 @@ impl Routing {
         Ok(Self { logits: Some(logits), scores: Some(scores), indices, weights, load: None, assignment })
     }
 
+    /// The same choice with other weights `[N, K]`, made of these.
+    ///
+    /// # Panics
+    ///
+    /// When the new weights have another shape.
+    pub fn map_weights(mut self, weights: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        let dims = self.weights.dims();
+        self.weights = weights(self.weights);
+        assert!(
+            self.weights.dims() == dims,
+            "Routing: the new weights have shape {:?}, need {dims:?}",
+            self.weights.dims()
+        );
+        self
+    }
+
     /// Which slots are kept, `[N, K]`: not those that were pruned or of second experts left out by
     /// chance, nor, from a layer with a capacity, those of experts that were full.
     pub fn kept(&self) -> Tensor<2, Bool> {

@@ -228,6 +228,27 @@ impl AcmBlock {
         })
     }
 
+    /// With a given number of learners for every token and module, `choices` `[batch, time, 5]`; see
+    /// [`Acm::forward_given`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Acm::forward_given`].
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn forward_given(&self, x: Tensor<3>, choices: Tensor<3, Int>) -> Result<AcmBlockOutput, InputError> {
+        let [batch, time, modules] = choices.dims();
+        if modules != BLOCK_ACMS.len() {
+            let got = format!("{:?}", choices.dims());
+            return Err(InputError::new("choices", got, format!("[{batch}, {time}, {}]", BLOCK_ACMS.len())));
+        }
+        self.run(x, |index, module, x| {
+            module.forward_given(x, choices.clone().narrow(2, index, 1).squeeze_dim(2))
+        })
+    }
+
     fn run(
         &self,
         x: Tensor<3>,

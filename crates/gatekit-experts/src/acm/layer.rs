@@ -94,10 +94,8 @@ impl Acm {
         };
         let y = self.learners.forward_first(x, fixed)?;
         let [batch, time, _] = y.dims();
-        let device = y.device();
-        let choice = Tensor::<2, Int>::full([batch, time], fixed as i64, &device);
-        let classes = Tensor::<1, Int>::arange(0..blocks as i64 + 1, &device).reshape([1, 1, blocks + 1]);
-        let gate = classes.equal_elem(fixed as i64).float().cast(y.dtype()).expand([batch, time, blocks + 1]);
+        let choice = Tensor::<2, Int>::full([batch, time], fixed as i64, &y.device());
+        let gate = self.constant_gate(&choice, &y);
         Ok(AcmOutput { y, gate, choice })
     }
 
@@ -110,6 +108,40 @@ impl Acm {
             self.learners.forward_chosen(x, &plan)
         };
         Ok(AcmOutput { y, gate, choice })
+    }
+
+    /// With a given number of learners for every token, `choice` `[batch, time]`: those of another gate, or of none. Runs
+    /// what is asked for and no more, in either phase.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError`] for a choice of another shape, below 0 or above N.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn forward_given(&self, x: Tensor<3>, choice: Tensor<2, Int>) -> Result<AcmOutput, InputError> {
+        let ([batch, time, _], blocks) = (x.dims(), self.learners.num_blocks());
+        if choice.dims() != [batch, time] {
+            let got = format!("{:?}", choice.dims());
+            return Err(InputError::new("choice", got, format!("[{batch}, {time}]")));
+        }
+        let plan = PrefixPlan::from_tensor(&choice, blocks)
+            .map_err(|error| InputError { field: "choice".into(), ..error })?;
+        let y = self.learners.forward_chosen(x, &plan);
+        let gate = self.constant_gate(&choice, &y);
+        Ok(AcmOutput { y, gate, choice })
+    }
+
+    /// One-hot `[batch, time, N + 1]`.
+    fn constant_gate(&self, choice: &Tensor<2, Int>, like: &Tensor<3>) -> Tensor<3> {
+        let ([batch, time], classes) = (choice.dims(), self.learners.num_blocks() + 1);
+        if batch * time == 0 {
+            return Tensor::zeros([batch, time, classes], (&like.device(), like.dtype()));
+        }
+        let positions = Tensor::<1, Int>::arange(0..classes as i64, &like.device()).reshape([1, 1, classes]);
+        let choice = choice.clone().unsqueeze_dim::<3>(2).expand([batch, time, classes]);
+        positions.expand([batch, time, classes]).equal(choice).float().cast(like.dtype())
     }
 
     /// What the gate alone says of `x`; see [`AcmGate::forward`].

@@ -1,10 +1,10 @@
 //! The chain of learners.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::relu};
+use burn::tensor::{IndexingUpdateOp, Tensor, TensorData, activation::relu};
 use gatekit_core::InputError;
 use gatekit_core::activation::gelu;
-use gatekit_core::dispatch::{PrefixPlan, prefix_execute};
+use gatekit_core::dispatch::{PrefixPlan, depth_execute};
 
 use super::config::{AcmActivation, AcmBias};
 use super::cost::AcmCost;
@@ -169,7 +169,7 @@ impl AcmLearners {
         if k == 0 {
             return self.start(&x);
         }
-        if self.detach && k > 1 {
+        if self.detach {
             let last = self.output(self.hidden(x.clone(), k - 1, 1), k - 1, 1);
             return self.first(x, k - 1).detach() + last;
         }
@@ -220,7 +220,8 @@ impl AcmLearners {
         y.reshape([batch, time, d])
     }
 
-    /// `h_k` with a k for every token: learner i runs on the tokens whose k is at least i, and on no other.
+    /// `h_k` with a k for every token: learner i runs on the tokens whose k is at least i, and on no other, in one
+    /// product of width `k b` for all tokens of equal k; no weight is copied.
     ///
     /// `x` `[batch, time, d]`; the plan has one row a token, in row-major order. In value and gradient
     /// [`forward_mixed`](Self::forward_mixed) with a constant one-hot gate.
@@ -242,14 +243,23 @@ impl AcmLearners {
             return x;
         }
         let x = x.reshape([batch * time, d]);
-        let sums = self.start(&x);
-        let sorted =
-            prefix_execute((plan.gather(x), sums), plan, |learner, (x, sum): (Tensor<2>, Tensor<2>)| {
-                let before = if self.detach { sum.detach() } else { sum };
-                let own = self.output(self.hidden(x.clone(), learner, 1), learner, 1);
-                (x, before + own)
-            });
-        plan.restore(sorted).reshape([batch, time, d])
+        // The learners of a token are the first columns of w1 and rows of w2: one product for all tokens of a depth.
+        let start = self.unstarted(&x, plan);
+        depth_execute(x, start, plan, |depth, x| self.first(x, depth)).reshape([batch, time, d])
+    }
+
+    /// `h_0` for the tokens without a learner, zeros for all others.
+    fn unstarted(&self, x: &Tensor<2>, plan: &PrefixPlan) -> Tensor<2> {
+        let zeros = Tensor::zeros(x.dims(), (&x.device(), x.dtype()));
+        let rows = plan.by_depth().find(|(depth, _)| *depth == 0).map_or(&[][..], |(_, rows)| rows);
+        match self.out_bias(0, 1) {
+            Some(bias) if !rows.is_empty() => {
+                let values: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+                let index = Tensor::from_data(TensorData::new(values, [rows.len()]), &x.device());
+                zeros.select_assign(0, index, bias.expand([rows.len(), x.dims()[1]]), IndexingUpdateOp::Add)
+            }
+            _ => zeros,
+        }
     }
 
     /// `act(x w1 + b1)` of `count` learners, the first of which is `from`: `[M, count b]`.

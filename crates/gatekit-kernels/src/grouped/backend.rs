@@ -1,12 +1,21 @@
-//! The grouped product as an operation of a backend.
+//! Grouped products and experts as operations of a backend.
 
 use std::sync::Arc;
 
-use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+use burn::backend::{backend_extension, tensor::FloatTensor};
 
-use super::portable;
+#[cfg(feature = "cubecl")]
+use super::cube;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::host;
+use super::{
+    ExpertArguments, ExpertSpec, portable,
+    portable_experts::{self, add_rows},
+};
+use crate::gate::GateBackend;
 
-/// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group.
+/// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group, and of its
+/// tensor operations.
 #[backend_extension(
     NdArray: cfg(feature = "ndarray"),
     Flex: cfg(feature = "flex"),
@@ -14,7 +23,7 @@ use super::portable;
     Fusion: cfg(feature = "fusion"),
     Autodiff
 )]
-pub trait GroupedBackend: Backend {
+pub trait GroupedBackend: GateBackend {
     /// Result of [`grouped_matmul`](super::grouped_matmul).
     #[fusion(meta = crate::fusion::grouped_matmul)]
     fn grouped_matmul(
@@ -35,13 +44,110 @@ pub trait GroupedBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         portable::backward::<Self>(x, weight, gradient, &offsets)
     }
+
+    /// Result of [`gated_experts`](super::gated_experts).
+    #[fusion(dtype = x, shape = x)]
+    fn gated_experts(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> FloatTensor<Self> {
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows).0
+    }
+
+    /// The same, and the inner rows `[slots, 2 inner]` that the backward pass takes, in the type of `x`.
+    #[fusion(meta = crate::fusion::gated_experts_kept)]
+    fn gated_experts_kept(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows)
+    }
+
+    /// Gradients of `x`, `weights`, `gate_up` and `down`, given the inner rows and the gradient of the result.
+    #[fusion(meta = crate::fusion::gated_experts_backward)]
+    fn gated_experts_backward(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        spec: ExpertSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let arguments = ExpertArguments { x, weights, gate_up, down };
+        portable_experts::backward::<Self>(arguments, kept, gradient, &spec, add_rows).into_tuple()
+    }
+}
+
+/// The operations of a backend with fused loops or kernels, from their module.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! fused {
+    ($backend:ty, $fused:ident) => {
+        impl GroupedBackend for $backend {
+            fn grouped_matmul(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                offsets: Arc<[usize]>,
+            ) -> FloatTensor<Self> {
+                $fused::matmul::<Self>(x, weight, &offsets)
+            }
+
+            fn grouped_matmul_backward(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                offsets: Arc<[usize]>,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                $fused::matmul_backward::<Self>(x, weight, gradient, &offsets)
+            }
+
+            fn gated_experts(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> FloatTensor<Self> {
+                $fused::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, false).0
+            }
+
+            fn gated_experts_kept(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                $fused::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, true)
+            }
+
+            fn gated_experts_backward(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                gate_up: FloatTensor<Self>,
+                down: FloatTensor<Self>,
+                kept: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                spec: ExpertSpec,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                let arguments = ExpertArguments { x, weights, gate_up, down };
+                $fused::experts_backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
+            }
+        }
+    };
 }
 
 #[cfg(feature = "ndarray")]
-impl GroupedBackend for burn_ndarray::NdArray {}
+fused!(burn_ndarray::NdArray, host);
 
 #[cfg(feature = "flex")]
-impl GroupedBackend for burn_flex::Flex {}
+fused!(burn_flex::Flex, host);
 
 #[cfg(feature = "cubecl")]
-impl GroupedBackend for burn_cubecl::CubeBackend {}
+fused!(burn_cubecl::CubeBackend, cube);

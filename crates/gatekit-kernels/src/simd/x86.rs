@@ -90,6 +90,40 @@ vectors! {
     unsafe fn zero_below(bound: f32, x: __m512, a: __m512) -> __m512 {
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, Self::splat(bound)), a) }
     }
+    #[inline(always)]
+    unsafe fn transpose(line: impl Fn(usize) -> *const f32, to: *mut f32, stride: usize) {
+        unsafe {
+            // Within quarters of 128 bits first: quarter q of `fours[4 g + c]` is column 4 q + c of lines 4 g ..
+            let mut fours = [_mm512_setzero_ps(); 16];
+            for g in 0..4 {
+                let (a, b) = (Self::load(line(4 * g)), Self::load(line(4 * g + 1)));
+                let (c, d) = (Self::load(line(4 * g + 2)), Self::load(line(4 * g + 3)));
+                let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                fours[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+                fours[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+                fours[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+                fours[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+            }
+            for c in 0..4 {
+                let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+                // Quarters 0 and 2, and 1 and 3, of two at a time.
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(d, e)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(d, e)];
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(even[0], even[1]),
+                    _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]),
+                    _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]),
+                    _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]),
+                ];
+                for (q, column) in columns.into_iter().enumerate() {
+                    Self::store(to.add((4 * q + c) * stride), column);
+                }
+            }
+        }
+    }
 }
 
 vectors! {
@@ -131,6 +165,30 @@ vectors! {
     #[inline(always)]
     unsafe fn zero_below(bound: f32, x: __m256, a: __m256) -> __m256 {
         unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, Self::splat(bound)), a) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(line: impl Fn(usize) -> *const f32, to: *mut f32, stride: usize) {
+        unsafe {
+            // As the 512-bit form, with two halves in place of four quarters.
+            let mut fours = [_mm256_setzero_ps(); 8];
+            for g in 0..2 {
+                let (a, b) = (Self::load(line(4 * g)), Self::load(line(4 * g + 1)));
+                let (c, d) = (Self::load(line(4 * g + 2)), Self::load(line(4 * g + 3)));
+                let low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+                let low2 = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+                let high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+                let high2 = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+                fours[4 * g] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2));
+                fours[4 * g + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2));
+                fours[4 * g + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2));
+                fours[4 * g + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2));
+            }
+            for c in 0..4 {
+                let (first, second) = (fours[c], fours[4 + c]);
+                Self::store(to.add(c * stride), _mm256_permute2f128_ps::<0x20>(first, second));
+                Self::store(to.add((4 + c) * stride), _mm256_permute2f128_ps::<0x31>(first, second));
+            }
+        }
     }
 }
 

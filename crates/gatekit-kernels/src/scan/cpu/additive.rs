@@ -6,10 +6,10 @@ use super::forward::{job, load_decay, state_of};
 use super::packing::{Columns, StateBlock, padded_rows};
 use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::Problem;
-use super::scratch::Arena;
 use super::tile::{Chunk, DecayAxis, Pass, scan};
 use crate::float::Float;
 use crate::memory::Filling;
+use crate::scratch::Arena;
 use crate::simd::{Level, Simd};
 
 /// A scan over all segments and heads.

@@ -17,9 +17,9 @@ use super::backward::{Upstream, ValueGradients};
 use super::forward::state_of;
 use super::parallel::{Blocks, STEPS, Task, for_each};
 use super::problem::Problem;
-use super::scratch::{Arena, LINE};
 use crate::float::{Float, sum16};
 use crate::memory::{Filling, filled};
+use crate::scratch::{Arena, LINE};
 use crate::simd::{Level, Simd};
 use job::DeltaJob;
 

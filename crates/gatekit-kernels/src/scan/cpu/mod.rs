@@ -19,7 +19,6 @@ mod forward;
 mod packing;
 mod parallel;
 mod problem;
-mod scratch;
 mod step;
 mod tile;
 

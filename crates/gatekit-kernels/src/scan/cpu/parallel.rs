@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::scratch::{Arena, LINE, with_scratch};
+use crate::scratch::{Arena, LINE, with_scratch};
 use crate::{
     float::Float,
     simd::{Kernel, Level, Simd},

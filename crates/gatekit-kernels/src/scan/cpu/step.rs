@@ -3,10 +3,10 @@
 use super::packing::{Columns, load_head_decay};
 use super::parallel::{Blocks, Task, for_each};
 use super::problem::{Decay, expect_shape};
-use super::scratch::{Arena, LINE};
 use super::tile::{load, store};
 use crate::float::Float;
 use crate::memory::{Filling, filled};
+use crate::scratch::{Arena, LINE};
 use crate::simd::{Level, Plain, Simd, Single, Target};
 
 /// Inputs of one step of the scan that [`Problem`](super::Problem) defines.

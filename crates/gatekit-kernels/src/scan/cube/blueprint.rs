@@ -5,15 +5,8 @@
 //! computed once for 128 of them, and move accumulators through shared memory in fewer, wider strips; but no more than
 //! 48 KiB, so that an NVIDIA multiprocessor (up to 227 KiB) has four cubes and more to hide the waits of each.
 
-use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::{
-    client::Client,
-    ir::{
-        ElemType, FloatKind,
-        features::{MmaConfig, TypeUsage},
-    },
-};
+use cubecl::ir::{ElemType, FloatKind, features::TypeUsage};
 
 use super::{
     blocks::{Planes, UNITS},
@@ -21,7 +14,7 @@ use super::{
     output::OutputPlan,
     state::StatePlan,
 };
-use crate::scan::DecayKind;
+use crate::{cube::float_kind, scan::DecayKind};
 
 /// Buffers of the kernel that has most, and one of scalars and shapes.
 const BINDINGS: u32 = 12;
@@ -44,16 +37,6 @@ pub(crate) struct Blueprint {
     shared_memory: usize,
 }
 
-/// The CubeCL type of a float type.
-pub(crate) fn float_kind(dtype: DType) -> Option<FloatKind> {
-    match dtype {
-        DType::F32 => Some(FloatKind::F32),
-        DType::F16 => Some(FloatKind::F16),
-        DType::BF16 => Some(FloatKind::BF16),
-        _ => None,
-    }
-}
-
 impl Blueprint {
     /// For inputs like `input`, if the device has kernels for them.
     pub fn new(input: &CubeTensor) -> Option<Self> {
@@ -66,7 +49,7 @@ impl Blueprint {
             && hardware.max_bindings >= BINDINGS
             && hardware.max_units_per_cube as usize >= UNITS
             && hardware.max_cube_dim.0 as usize >= UNITS;
-        let planes = planes(client, kind);
+        let planes = Planes::of(client, kind);
         let blueprint = Self {
             input: kind,
             operand: if planes.is_some() { kind } else { FloatKind::F32 },
@@ -148,26 +131,4 @@ impl Blueprint {
     pub fn keys(&self, decay: DecayKind) -> KeysPlan {
         KeysPlan { decay, planes: self.planes }
     }
-}
-
-/// Planes of a cube of 256 units that can work with matrix units on operands of this type, if any.
-///
-/// Only half-precision operands: float32 on matrix units would mean tf32, whose 10 bits of mantissa are not what
-/// float32 tensors promise.
-fn planes(client: &Client, kind: FloatKind) -> Option<Planes> {
-    let hardware = &client.properties().hardware;
-    let elem = ElemType::Float(kind);
-    let config = |side: u32| MmaConfig {
-        a_type: elem,
-        b_type: elem,
-        cd_type: ElemType::Float(FloatKind::F32),
-        m: side,
-        n: side,
-        k: side,
-    };
-    let half = matches!(kind, FloatKind::F16 | FloatKind::BF16);
-    let known = hardware.plane_size_min == hardware.plane_size_max && hardware.plane_size_min > 0;
-    let side = [16, 8].into_iter().find(|side| client.features().matmul.cmma.contains(&config(*side)));
-    let count = UNITS / hardware.plane_size_min.max(1) as usize;
-    side.filter(|_| half && known).map(|side| Planes { count, side: side as usize })
 }

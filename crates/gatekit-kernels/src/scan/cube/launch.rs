@@ -4,11 +4,7 @@ use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
 };
-use burn_cubecl::{
-    kernel::{cast, into_contiguous},
-    ops::numeric::zeros,
-    tensor::CubeTensor,
-};
+use burn_cubecl::{ops::numeric::zeros, tensor::CubeTensor};
 use cubecl::{
     ir::{ElemType, FloatKind},
     prelude::*,
@@ -24,7 +20,7 @@ use super::{
     state::state_kernel,
 };
 
-pub(crate) use crate::cube::{address as address_type, allocate as empty};
+pub(crate) use crate::cube::{address as address_type, allocate as empty, prepared, upload, vector_size};
 use crate::scan::{DecayKind, ScanSpec};
 
 /// The burn type of a kind that [`Blueprint`] chooses.
@@ -41,32 +37,9 @@ pub(crate) fn elem(tensor: &CubeTensor) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(tensor.dtype)
 }
 
-/// A tensor in row-major order and of a type.
-pub(crate) fn prepared(tensor: CubeTensor, dtype: DType) -> CubeTensor {
-    let tensor = if tensor.dtype == dtype { tensor } else { cast(tensor, dtype) };
-    into_contiguous(tensor)
-}
-
 /// A new tensor of zeros on the device of `like`.
 pub(crate) fn zeros_like(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     zeros(like.device.clone(), shape.into(), dtype)
-}
-
-/// Numbers for a kernel.
-pub(crate) fn upload(like: &CubeTensor, values: &[u32]) -> BufferArg {
-    let handle = like.client.create_from_slice(u32::as_bytes(values));
-    // SAFETY: the handle holds that many numbers.
-    unsafe { BufferArg::from_raw_parts(handle, values.len()) }
-}
-
-/// Neighbouring elements read at once from rows of `dim` elements: 16 bytes where the rows allow it, 4 elements at most.
-pub(crate) fn vector_size(tensor: &CubeTensor, dim: usize) -> usize {
-    tensor
-        .client
-        .io_optimized_vector_sizes(tensor.dtype.size())
-        .filter(|size| *size <= 4 && dim.is_multiple_of(*size))
-        .max()
-        .unwrap_or(1)
 }
 
 /// A scan cut into chunks of 64 steps that cross no boundary of a sequence.

@@ -13,7 +13,6 @@
 //! * [`delta`]: the delta rule, kernels of its own.
 //! * [`step`]: one step of any of these scans.
 
-mod blocks;
 mod blueprint;
 mod columns;
 mod decay;
@@ -23,13 +22,13 @@ mod launch;
 mod output;
 mod state;
 mod step;
-mod tiles;
 
 use burn::{backend::TensorMetadata, backend::tensor::FloatTensor, tensor::DType};
 use burn_cubecl::{CubeBackend, kernel::cast, tensor::CubeTensor};
 
 use super::{DecayKind, GradientOf, ScanArguments, ScanGradients, ScanSpec, WriteKind, portable};
-use blueprint::{Blueprint, float_kind};
+use crate::cube::{blocks, float_kind, tiles};
+use blueprint::Blueprint;
 use launch::{Problem, prepared, zeros_like};
 pub(crate) use step::step;
 

@@ -13,11 +13,13 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType, prelude::*};
 
 use super::{
-    blueprint::float_kind,
     decay::factor,
     launch::{address_type, elem, empty, prepared, vector_size},
 };
-use crate::scan::{DecayKind, ScanArguments, StepSpec, WriteKind, portable};
+use crate::{
+    cube::float_kind,
+    scan::{DecayKind, ScanArguments, StepSpec, WriteKind, portable},
+};
 
 /// Columns of a state that one cube updates: whole cache lines of every row.
 const COLUMNS: usize = 32;

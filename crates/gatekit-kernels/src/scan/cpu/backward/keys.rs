@@ -7,10 +7,10 @@ use super::super::forward::{job, state_of};
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS, Task, for_each};
 use super::super::problem::Decay;
-use super::super::scratch::{Arena, LINE};
 use super::Upstream;
 use crate::float::Float;
 use crate::memory::{Filling, filled};
+use crate::scratch::{Arena, LINE};
 use crate::simd::{Level, Simd};
 use job::KeyJob;
 

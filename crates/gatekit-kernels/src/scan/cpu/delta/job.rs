@@ -7,8 +7,8 @@ use super::super::forward::{job, load_decay};
 use super::super::packing::{Columns, StateBlock, padded_rows};
 use super::super::parallel::{Blocks, STEPS};
 use super::super::problem::{Problem, Segment};
-use super::super::scratch::Arena;
 use super::super::tile::{load, store};
+use crate::scratch::Arena;
 use crate::{
     float::Float,
     simd::{Simd, dot},

@@ -9,7 +9,7 @@ use cubecl::{calculate_cube_count_elemwise, ir::ElemType, prelude::*, server::Ha
 
 use super::super::{
     blocks::UNITS,
-    blueprint::{Blueprint, float_kind},
+    blueprint::Blueprint,
     decay::CHUNK,
     launch::{Chunking, elem, empty, prepared},
 };
@@ -24,7 +24,10 @@ use super::{
     states::{Pass, forward_kernel, reverse_kernel},
     weights::weights_kernel,
 };
-use crate::scan::{DecayKind, ScanArguments, ScanSpec};
+use crate::{
+    cube::float_kind,
+    scan::{DecayKind, ScanArguments, ScanSpec},
+};
 
 /// Buffers of the kernel that has most, and one of scalars.
 const BINDINGS: u32 = 19;

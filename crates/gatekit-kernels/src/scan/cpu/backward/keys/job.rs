@@ -6,11 +6,11 @@ use super::super::super::ahead::Ahead;
 use super::super::super::forward::load_decay;
 use super::super::super::packing::Columns;
 use super::super::super::problem::Decay;
-use super::super::super::scratch::LINE;
 use super::super::super::tile::{Chunk, DecayAxis, Pass, scan};
 use super::super::Upstream;
 use super::{OverKeys, above_floor};
 use crate::float::{Float, sum16};
+use crate::scratch::LINE;
 use crate::simd::{Simd, dot};
 
 /// One segment, head and block of K.

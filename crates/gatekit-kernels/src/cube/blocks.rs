@@ -17,6 +17,8 @@
 
 use cubecl::{cmma, prelude::*};
 
+pub(crate) use super::planes::Planes;
+
 /// Units of a cube of every kernel here: a block's elements, and eight planes of 32.
 pub(crate) const UNITS: usize = 256;
 
@@ -26,15 +28,6 @@ pub(crate) const BLOCK: usize = 16;
 /// Bytes that the address of shared memory for operands and accumulators is a multiple of: what NVIDIA's `wmma` asks of
 /// fragments.
 pub(crate) const ALIGNMENT: usize = 32;
-
-/// Planes of a cube that work with matrix units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Planes {
-    /// How many there are.
-    pub count: usize,
-    /// Side of a fragment, 8 or 16: products are `side x side x side`.
-    pub side: usize,
-}
 
 /// Shape of a grid of blocks, and what computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,14 +125,16 @@ impl Layout {
         Self::DepthMajor(operand_stride(blocks))
     }
 
-    const fn depth_stride(self) -> usize {
+    /// Distance between neighbours in the contraction.
+    pub const fn depth_stride(self) -> usize {
         match self {
             Self::DepthMajor(stride) => stride,
             Self::AxisMajor(_) => 1,
         }
     }
 
-    const fn axis_stride(self) -> usize {
+    /// Distance between neighbours along the axis.
+    pub const fn axis_stride(self) -> usize {
         match self {
             Self::DepthMajor(_) => 1,
             Self::AxisMajor(stride) => stride,
