@@ -156,15 +156,15 @@ impl Case {
 
     fn check(&self, name: &str) {
         let want = self.naive();
-        let mut devices = vec![(Device::ndarray(), DType::F64, 1e-11)];
+        let mut types = vec![(Device::ndarray(), DType::F64, 1e-11)];
         for device in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F16, 2e-2), (DType::BF16, 1e-1)] {
                 if device.supports_dtype(dtype) {
-                    devices.push((device.clone(), dtype, tolerance));
+                    types.push((device.clone(), dtype, tolerance));
                 }
             }
         }
-        for (device, dtype, tolerance) in devices {
+        for (device, dtype, tolerance) in types {
             let got = self.run(&device, dtype);
             for (what, (got, want)) in
                 ["y", "dx", "dweights", "dgate_up", "ddown"].iter().zip(got.iter().zip(&want))
