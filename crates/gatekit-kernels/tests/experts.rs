@@ -219,8 +219,9 @@ fn uneven_loads() {
     // Every token to every expert.
     Case::new([9, 4, 4], [5, 6], Activation::Swish, |_, k| Some(k)).check("all experts");
     // Some slots, tokens and experts are left out.
-    let some =
-        |token: usize, k: usize| (token % 3 > 0 && (token + k) % 4 != 1).then_some(2 * (token + k) % 6);
+    let some = |token: usize, k: usize| {
+        (!token.is_multiple_of(3) && (token + k) % 4 != 1).then_some(2 * (token + k) % 6)
+    };
     Case::new([30, 3, 6], [8, 7], Activation::Swish, some).check("dropped slots");
     // The same expert twice for a token.
     Case::new([11, 4, 2], [8, 3], Activation::Swish, |token, k| Some((token + k / 2) % 2)).check("twice");
