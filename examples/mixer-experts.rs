@@ -35,7 +35,7 @@ struct Args {
     #[command(flatten)]
     experiment: Experiment,
     /// Outer steps of the training: 12 on the contexts and 12 on the model each
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..=10_000))]
     outer_steps: u64,
     /// Steps from one refit of the gate to the next
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=100))]
@@ -43,18 +43,21 @@ struct Args {
     /// Systems of a family; the run with a single family has three times as many
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..=64))]
     systems: u64,
+    /// AdaBelief's rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-2)]
+    rate: f64,
+    /// Time from one state of a trajectory to the next
+    #[arg(long, value_name = "TIME", default_value_t = 0.1)]
+    dt: f64,
 }
 
-/// Time steps of a trajectory and their length.
+/// Time steps of a trajectory.
 const STEPS: usize = 20;
-const DT: f64 = 0.1;
 /// Trajectories of an environment to learn from, and to be judged by.
 const TRAJECTORIES: usize = 4;
 /// Width of the experts, and of the single network that has about as many weights as three of them.
 const WIDTH: usize = 16;
 const SINGLE_WIDTH: usize = 28;
-/// AdaBelief's rate: ten times the paper's, for a training of a fraction of its length.
-const RATE: f64 = 1e-2;
 
 /// The compared models: name, experts, width, and what trains the gate.
 const MODELS: [(&str, usize, usize, GateTraining); 3] = [
@@ -100,7 +103,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
             LinePlot::new(&format!("Training loss, {panel}, first seed"), "outer step", "mean squared error")
                 .with_log_y(true);
         for seed in experiment.seeds() {
-            let world = World::draw(&families, TRAJECTORIES, STEPS, DT, seed, &device);
+            let world = World::draw(&families, TRAJECTORIES, STEPS, args.dt, seed, &device);
             for model in MODELS {
                 let trained = train(args, model, &world, seed, panel, &device)?;
                 judge(model.0, &trained, &world, args, seed, &device, &mut results)?;
@@ -113,7 +116,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
                 }
             }
         }
-        say(format!("{panel}: mean squared error of rollouts in units of each family's variance:\n"));
+        say(format!("{panel}: mean squared error of rollouts in units of each family's mean square:\n"));
         say(results.table());
         let slug = panel.replace(' ', "-");
         results.write_csv(out.join(format!("{slug}.csv")))?;
@@ -146,9 +149,9 @@ fn train(
     device.seed(seed);
     let field = MixerFieldConfig::new(experts, 6).with_width(width).try_init(device)?.materialize();
     let outer_steps = args.experiment.steps(args.outer_steps as usize, 2);
-    let config = MixerTrainingConfig::new(STEPS, DT)
+    let config = MixerTrainingConfig::new(STEPS, args.dt)
         .with_outer_steps(outer_steps)
-        .with_learning_rate(RATE)
+        .with_learning_rate(args.rate)
         .with_loss_contributors(world.environments() / 3)
         .with_gate_training(gate_training)
         .with_gate_update_every(args.gate_update_every as usize)
@@ -170,12 +173,13 @@ fn train(
 
 /// The error of every environment on trajectories `[M, B, T, D]`.
 fn errors(
+    args: &Args,
     trained: &Trained,
     contexts: &ContextTable,
     observed: &Tensor<4>,
 ) -> Result<Vec<f64>, ExampleError> {
     let contexts = contexts.contexts.val();
-    let solver = MixerTrainingConfig::new(STEPS, DT).solver()?;
+    let solver = MixerTrainingConfig::new(STEPS, args.dt).solver()?;
     let start = observed.clone().narrow(2, 0, 1).squeeze_dim::<3>(2);
     let trajectory = match trained.gate_training {
         GateTraining::LeastSquares => trained.field.rollout(start, contexts, &solver),
@@ -195,16 +199,27 @@ fn judge(
     results: &mut Results,
 ) -> Result<(), ExampleError> {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    results.record(name, "seen", seed, mean(&errors(trained, &trained.contexts, &world.training)?));
-    results.record(name, "new trajectories", seed, mean(&errors(trained, &trained.contexts, &world.test)?));
+    results.record(name, "seen", seed, mean(&errors(args, trained, &trained.contexts, &world.training)?));
+    results.record(
+        name,
+        "new trajectories",
+        seed,
+        mean(&errors(args, trained, &trained.contexts, &world.test)?),
+    );
     if trained.gate_training == GateTraining::LeastSquares {
-        let config = AdaptationConfig { steps: args.experiment.steps(300, 10), learning_rate: RATE };
-        let solver = MixerTrainingConfig::new(STEPS, DT).solver()?;
+        let config = AdaptationConfig { steps: args.experiment.steps(300, 10), learning_rate: args.rate };
+        let solver = MixerTrainingConfig::new(STEPS, args.dt).solver()?;
         let new =
             adapt(&trained.field, world.new_training.clone(), &solver, &config, device).map_err(failed)?;
-        results.record(name, "new systems", seed, mean(&errors(trained, &new.contexts, &world.new_test)?));
+        results.record(
+            name,
+            "new systems",
+            seed,
+            mean(&errors(args, trained, &new.contexts, &world.new_test)?),
+        );
     }
-    if trained.field.num_experts() > 1 {
+    // A single family makes every choice pure.
+    if trained.field.num_experts() > 1 && world.names().windows(2).any(|pair| pair[0] != pair[1]) {
         let choices = trained.field.gate.choose(trained.contexts.contexts.val());
         results.record(name, "purity", seed, world.purity(choices.experts()));
     }

@@ -45,6 +45,9 @@ struct Args {
     /// Steps of training [default: 400, with --quick 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
+    /// Highest learning rate
+    #[arg(long, value_name = "X", default_value_t = 3e-3)]
+    learning_rate: f64,
 }
 
 /// Every operation of a CPU backend allocates its result: an allocator that keeps large blocks saves returning them to
@@ -64,7 +67,8 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let out = experiment.out_dir(SLUG)?;
     let corpus = Corpus::shakespeare()?;
     let steps = args.steps.map_or(experiment.steps(400, 8), |steps| steps as usize);
-    let training = Training { steps, warmup: steps / 20, ..Training::default() };
+    let learning_rate = args.learning_rate;
+    let training = Training { steps, learning_rate, warmup: steps / 20, ..Training::default() };
     let windows = experiment.steps(64, 8);
 
     let (mut next, mut masked) = (Results::new(), Results::new());
@@ -110,7 +114,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
         }
     }
     let (speed, difference) =
-        throughput::measure(experiment.steps(1024, 128), experiment.steps(9, 2), &device)?;
+        throughput::measure(experiment.steps(1024, 128), experiment.steps(21, 2), &device)?;
 
     say(format!(
         "The next byte after {steps} steps; loads are means over layers and the last tenth of the steps:\n"
@@ -118,7 +122,9 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     say(next.table());
     say("Masked bytes from both sides:\n");
     say(masked.table());
-    say("Milliseconds of the experts' forward pass, two experts a token, width 64, by number of experts:\n");
+    say(
+        "Milliseconds of the experts' fastest forward pass, two experts a token, width 64, by number of experts:\n",
+    );
     say(speed.table());
     say(format!("Both ways agree within {difference:.1e}."));
     for (name, results) in [("next", &next), ("masked", &masked), ("throughput", &speed)] {

@@ -152,7 +152,7 @@ fn columns(map: &Linear, channels: &[usize]) -> Linear {
     let weight = map.weight.val();
     let index = index(channels, &weight.device());
     let bias = map.bias.as_ref().map(|bias| Param::from_tensor(bias.val().select(0, index.clone()).detach()));
-    Linear { weight: Param::from_tensor(weight.select(1, index).detach()), bias, ..map.clone() }
+    Linear { weight: Param::from_tensor(weight.select(1, index).detach()), bias }
 }
 
 /// A map from some of its inputs.

@@ -15,9 +15,9 @@ use crate::spiral::{CLASSES, Points};
 pub const BLOCKS: usize = 6;
 pub const WIDTH: usize = 64;
 /// Inner width of a block.
-const INNER: usize = 2 * WIDTH;
+const INNER: usize = WIDTH;
 /// Weight of every early answer in the network's loss.
-const EARLY_WEIGHT: f64 = 0.1;
+const EARLY_WEIGHT: f64 = 0.2;
 /// Points of a step.
 const BATCH: usize = 256;
 

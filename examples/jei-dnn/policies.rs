@@ -43,12 +43,12 @@ pub fn confidence(
     let answers: Vec<i64> = answers.into_data().iter::<i64>().collect();
     let labels: Vec<i64> = points.labels.to_data().iter::<i64>().collect();
     let (mut levels, mut sure, mut correct, mut cost) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
-    for point in 0..count {
+    for (point, label) in labels.iter().enumerate() {
         let of = |exit: usize| point * stages + exit;
         let level = (0..stages - 1).find(|exit| largest[of(*exit)] >= threshold).unwrap_or(stages - 1);
         levels.push(level);
         sure.push(largest[of(level)].min(1.0));
-        correct.push(answers[of(level)] == labels[point]);
+        correct.push(answers[of(level)] == *label);
         cost += config.cost_per_exit[level] / count as f64;
     }
     let right = correct.iter().filter(|correct| **correct).count();

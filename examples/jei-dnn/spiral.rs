@@ -11,7 +11,7 @@ pub const CLASSES: usize = 4;
 /// Bands of equal width that the radius is divided into, the easiest first.
 pub const DIFFICULTIES: usize = 4;
 /// Turns of an arm from the centre to the rim.
-const TURNS: f64 = 2.5;
+const TURNS: f64 = 2.0;
 /// Share of the radius that is left out at the centre, where all arms meet.
 const HOLE: f64 = 0.1;
 

@@ -152,8 +152,7 @@ impl World {
         self.families.iter().map(|family| family.name().to_string()).collect()
     }
 
-    /// Share of environments that have the expert which most environments of their family have, if no other family
-    /// claims it with more.
+    /// Share of environments whose family is the one that most environments of their expert belong to.
     pub fn purity(&self, choices: &[usize]) -> f64 {
         let count = |family: Family, expert: usize| {
             self.families

@@ -2,7 +2,7 @@
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, Linear};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, activation::log_softmax};
 use gatekit::core::attention::{CausalAttention, CausalAttentionConfig};
 use gatekit::core::checkpoint::{load_tensors, named_parameters};
@@ -17,6 +17,8 @@ use super::task::{Batch, PATCHES, PIXELS, VOCABULARY};
 
 /// Weight of the balancing loss of every layer.
 const BALANCE: f64 = 0.01;
+/// Deviation of embeddings at the start.
+const EMBEDDING: f64 = 0.2;
 
 /// The sizes of [`Reader`].
 #[derive(Config, Debug)]
@@ -33,6 +35,8 @@ pub struct ReaderConfig {
     pub experts_per_token: usize,
     #[config(default = 32)]
     pub expert_width: usize,
+    #[config(default = 32)]
+    pub shared_width: usize,
 }
 
 impl ModuleConfig for ReaderConfig {
@@ -40,11 +44,12 @@ impl ModuleConfig for ReaderConfig {
 
     fn try_init(&self, device: &Device) -> Result<Reader, ConfigError> {
         let width = self.width;
-        let normal = || Initializer::Normal { mean: 0.0, std: init::STANDARD_DEVIATION };
+        let normal = || Initializer::Normal { mean: 0.0, std: EMBEDDING };
         let block = |_| {
             let moe = MoeLayerConfig::new(width, self.expert_width)
                 .with_num_experts(self.experts)
-                .with_num_experts_per_tok(self.experts_per_token);
+                .with_num_experts_per_tok(self.experts_per_token)
+                .with_shared_intermediate_size(self.shared_width);
             Ok(Block {
                 attn_norm: RmsNormConfig::new(width).try_init(device)?,
                 attn: CausalAttentionConfig::new(width, self.heads).with_qk_norm(true).try_init(device)?,
@@ -54,7 +59,7 @@ impl ModuleConfig for ReaderConfig {
         };
         Ok(Reader {
             embed: EmbeddingConfig::new(VOCABULARY, width).with_initializer(normal()).init(device),
-            patch: init::linear(PIXELS, width, true, device),
+            patch: LinearConfig::new(PIXELS, width).init(device),
             place: normal().init([PATCHES, width], device),
             blocks: (0..self.layers).map(block).collect::<Result<_, ConfigError>>()?,
             norm: RmsNormConfig::new(width).try_init(device)?,

@@ -1,4 +1,4 @@
-//! Questions about pictures: two digits side by side, "left?" or "right?", and the digit's name spelled.
+//! Questions about pictures: two digits side by side, a language and "left?" or "right?", and the digit's name spelled.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gatekit::core::InputError;
@@ -19,7 +19,14 @@ const GLYPHS: [[&str; 7]; 10] = [
     [".###.", "#...#", "#...#", ".###.", "#...#", "#...#", ".###."],
     [".###.", "#...#", "#...#", ".####", "....#", "...#.", ".##.."],
 ];
-const NAMES: [&str; 10] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+/// Their names in English, German, Spanish and Italian.
+const NAMES: [[&str; 10]; 4] = [
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    ["null", "eins", "zwei", "drei", "vier", "fuenf", "sechs", "sieben", "acht", "neun"],
+    ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"],
+    ["zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove"],
+];
+const LANGUAGES: [&str; 4] = ["e", "g", "s", "i"];
 const SIDES: [&str; 2] = ["left", "right"];
 /// A digit's field is a square of this side; it stands anywhere in it.
 const FIELD: usize = 8;
@@ -116,13 +123,10 @@ impl Question {
         let digits = [random.random_range(0..10), random.random_range(0..10)];
         let side = random.random_range(0..2);
         let letters = |word: &str| word.bytes().map(|byte| i64::from(byte - b'a')).collect::<Vec<_>>();
-        let question = [letters(SIDES[side]), vec![ASK]].concat();
-        let asked = question.len();
-        Self {
-            pixels: picture(digits, random),
-            text: [question, letters(NAMES[digits[side]])].concat(),
-            asked,
-        }
+        let language = random.random_range(0..LANGUAGES.len());
+        let question = [letters(LANGUAGES[language]), letters(SIDES[side]), vec![ASK]].concat();
+        let (asked, answer) = (question.len(), letters(NAMES[language][digits[side]]));
+        Self { pixels: picture(digits, random), text: [question, answer].concat(), asked }
     }
 }
 

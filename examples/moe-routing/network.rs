@@ -1,9 +1,8 @@
 //! The model of the experiment: attention and one of several feed-forward layers, on either of two tasks.
 
 use burn::module::Module;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor};
-use gatekit::core::attention::{CausalAttention, CausalAttentionConfig, Positions};
+use gatekit::core::attention::{CausalAttention, CausalAttentionConfig, Positions, masked_attention};
 use gatekit::core::dispatch::Capacity;
 use gatekit::core::feed_forward::{SwiGlu, SwiGluConfig};
 use gatekit::core::moe::{MoeLayer, MoeLayerConfig, SwiGluExperts};
@@ -189,11 +188,8 @@ impl Network {
 /// The same attention without its mask.
 fn both_sides(attention: &CausalAttention, x: Tensor<3>) -> Tensor<3> {
     let projected = attention.project(x, Positions::From(0));
-    let by_head = |tensor: Tensor<4>| tensor.swap_dims(1, 2);
-    let scale = (attention.head_dim() as f64).powf(-0.5);
-    let scores = by_head(projected.q).matmul(by_head(projected.k).swap_dims(2, 3)) * scale;
-    let mixed = softmax(scores, 3).matmul(by_head(projected.v));
-    attention.output(by_head(mixed), projected.gate_logits)
+    let mixed = masked_attention(projected.q, projected.k, projected.v, None, false);
+    attention.output(mixed, projected.gate_logits)
 }
 
 impl Decision {

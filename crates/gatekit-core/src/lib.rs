@@ -29,6 +29,7 @@ pub mod path_fusion;
 pub mod probe;
 pub mod router;
 pub mod scan;
+pub mod segment;
 pub mod sequence;
 pub mod simple_rms_norm;
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`bihierarchical_fusion`] | a sequence branch and a structure branch that hear of one another at every level |
 //! | [`pacgnet`] | PACGNet: cross-gated dual-stream detection of oriented objects in RGB and infrared images |
 #![deny(missing_docs)]
 
+pub mod bihierarchical_fusion;
 pub mod pacgnet;
 
 pub use pacgnet::{PacgNet, PacgNetConfig};

@@ -1,8 +1,7 @@
 //! Scans, gates, norms, short convolutions and grouped products as operations of their own: one function, several
 //! implementations, chosen by the device of the tensors.
 //!
-//! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere, and the only form of
-//!   grouped products, which are a backend's own matrix products;
+//! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
 //! * **CPU** (`NdArray`, `Flex`): fused loops over slices;
 //! * **CubeCL** (`Cube`: wgpu, Vulkan, Metal, CUDA, ROCm): fused kernels that read and write the type a
 //!   tensor is stored in; float64 is left to the portable forms.

@@ -6,8 +6,13 @@
 
 mod support;
 
-use burn::tensor::{DType, Device, DeviceKind, Tensor};
-use gatekit_kernels::grouped::grouped_matmul;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, DeviceKind, Gradients, Tensor};
+use gatekit_kernels::{
+    gate::Activation,
+    grouped::{SortedSlots, gated_experts, grouped_matmul},
+};
 use support::{Numbers, close, tensor, values};
 
 fn gpu() -> Device {
@@ -68,16 +73,7 @@ impl Case {
         // The gradient of the result is the weights of the sum: exact in every type.
         let sum = (y.clone() * tensor(&self.w, y.dims(), &device, dtype)).cast(sums(dtype)).sum();
         let gradients = sum.backward();
-        let gradient = |values: Option<(DType, Vec<f64>)>| {
-            let (of, values) = values.expect("the result depends on both");
-            assert_eq!(of, dtype);
-            values
-        };
-        [
-            values(&y),
-            gradient(x.grad(&gradients).map(|x| (x.dtype(), values(&x)))),
-            gradient(weight.grad(&gradients).map(|weight| (weight.dtype(), values(&weight)))),
-        ]
+        [values(&y), gradient(&x, &gradients), gradient(&weight, &gradients)]
     }
 
     #[track_caller]
@@ -89,6 +85,13 @@ impl Case {
             close(&case, got, want, tolerance);
         }
     }
+}
+
+/// The values of an argument's gradient, which must have its type.
+fn gradient<const D: usize>(x: &Tensor<D>, gradients: &Gradients) -> Vec<f64> {
+    let gradient = x.grad(gradients).expect("the result depends on the argument");
+    assert_eq!(gradient.dtype(), x.dtype());
+    values(&gradient)
 }
 
 fn sums(dtype: DType) -> DType {
@@ -177,5 +180,61 @@ fn groups_do_not_meet() {
     for (row, values) in values(&y).chunks(6).enumerate() {
         assert_eq!(values.iter().all(|y| y.is_nan()), (5..11).contains(&row), "row {row}");
         assert_eq!(values.iter().any(|y| y.is_nan()), (5..11).contains(&row), "row {row}");
+    }
+}
+
+/// Results and gradients of `x`, the weights and both matrices.
+fn experts(
+    slots: &Arc<SortedSlots>,
+    [width, inner]: [usize; 2],
+    device: &Device,
+    dtype: DType,
+) -> [Vec<f64>; 5] {
+    let (tokens, experts, device) = (slots.tokens(), slots.experts(), device.clone().autodiff());
+    let mut numbers = Numbers(11);
+    let x = tensor(&digits(&mut numbers, tokens * width), [tokens, width], &device, dtype).require_grad();
+    let weights = digits(&mut numbers, slots.weights());
+    let weights = tensor(&weights, [slots.weights(), 1], &device, sums(dtype)).require_grad();
+    let gate_up = digits(&mut numbers, experts * 2 * inner * width);
+    let gate_up = tensor(&gate_up, [experts, 2 * inner, width], &device, dtype).require_grad();
+    let down = digits(&mut numbers, experts * width * inner);
+    let down = tensor(&down, [experts, width, inner], &device, dtype).require_grad();
+    let y =
+        gated_experts(x.clone(), weights.clone(), slots, gate_up.clone(), down.clone(), Activation::Swish);
+    assert_eq!(y.dtype(), dtype);
+    let w = tensor(&digits(&mut numbers, tokens * width), [tokens, width], &device, dtype);
+    let gradients = (y.clone() * w).cast(sums(dtype)).sum().backward();
+    [
+        values(&y),
+        gradient(&x, &gradients),
+        gradient(&weights, &gradients),
+        gradient(&gate_up, &gradients),
+        gradient(&down, &gradients),
+    ]
+}
+
+#[test]
+fn experts_match_the_portable_form() {
+    // Token 2 has no slot, token 1 has three, weight 3 belongs to none, expert 1 has no rows.
+    let few = SortedSlots::new(4, 7, vec![1, 3, 0, 1, 3, 1], vec![6, 0, 2, 1, 4, 5], vec![0, 2, 2, 6]);
+    // Two experts for each of fifty tokens.
+    let slots = [0, 1, 2]
+        .map(|expert| (0..100).filter(|slot| (slot / 2 + slot % 2) % 3 == expert).collect::<Vec<_>>());
+    let offsets = vec![0, slots[0].len(), slots[0].len() + slots[1].len(), 100];
+    let order = slots.concat();
+    let many = SortedSlots::new(50, 100, order.iter().map(|slot| slot / 2).collect(), order, offsets);
+    for (slots, sizes) in [(few, [6, 5]), (many, [12, 16])] {
+        let slots = Arc::new(slots);
+        let want = experts(&slots, sizes, &Device::ndarray(), DType::F64);
+        for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::F16, 4e-3)] {
+            if gpu().supports_dtype(dtype) {
+                let got = experts(&slots, sizes, &gpu(), dtype);
+                for (name, (got, want)) in
+                    ["y", "dx", "dweights", "dgate_up", "ddown"].into_iter().zip(got.iter().zip(&want))
+                {
+                    close(&format!("{name} of experts {sizes:?}, {dtype:?}"), got, want, tolerance);
+                }
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod acm;
 pub mod affine_scaled_attention;
+pub mod bihierarchical_fusion;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
@@ -48,6 +49,7 @@ pub struct Row {
 pub const TABLE: &[(&str, &[Row])] = &[
     ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
+    ("bihierarchical-fusion", bihierarchical_fusion::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),

@@ -130,6 +130,7 @@ fn run_search(case: &Case, device: &Device) -> Result<Vec<Produced>> {
             vision_max: fields.with_default("vision_max", 0.6)?,
             grid_map: fields.with_default("grid_map", GridMap::Exp)?,
             exp_coeff: fields.with_default("exp_coeff", 10.0)?,
+            ratio_tolerance: 1e-6,
         };
         fields.finish()?;
         let table = |values: Tensor<2>| values.into_data().iter::<f64>().collect::<Vec<_>>();

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`SpatialGate`] | where: one value a position, from a guiding feature map |
 //! | [`ModalitySoftmax`], [`masked_softmax`] | who: shares of M modalities at every position, absent ones at 0 |
+//! | [`VoteGate`] | the same, by votes of all modalities |
 //! | [`CrossGate`] | what: another stream's guidance, channel by channel |
 //! | [`thresholded_softmax`] | which modalities take part at all, and with which weight |
 //!
@@ -13,8 +14,10 @@ mod cross;
 mod modality;
 mod spatial;
 mod thresholded;
+mod vote;
 
 pub use cross::{CrossGate, CrossGateConfig, Guidance};
 pub use modality::{ModalitySoftmax, ModalitySoftmaxConfig, masked_softmax, weighted_sum};
 pub use spatial::{SpatialGate, SpatialGateConfig};
 pub use thresholded::{ModalityWeights, thresholded_softmax};
+pub use vote::{VoteGate, VoteGateConfig, Voter};

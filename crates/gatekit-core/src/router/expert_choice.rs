@@ -4,8 +4,7 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
 
-use super::learned::read;
-use super::select::top;
+use super::select::{assert_numbers, top_of};
 use crate::common::{assert_last_axis, widen};
 use crate::config::ModuleConfig;
 use crate::dispatch::DispatchPlan;
@@ -99,9 +98,8 @@ impl ExpertChoiceRouter {
         }
         let scores = softmax(x.matmul(widen(self.weight.val()).transpose()), 1);
         let by_expert = scores.clone().transpose();
-        let values = read(by_expert.clone());
-        debug_assert!(!values.iter().any(|value| value.is_nan()), "ExpertChoiceRouter: the scores hold NaN");
-        let picked = top(&values, tokens, capacity, None);
+        assert_numbers("ExpertChoiceRouter: the scores", &scores);
+        let picked = top_of(by_expert.clone(), capacity, None);
         let indices = position(&picked);
         let weights = by_expert.gather(1, indices.clone());
         ExpertChoice { scores, indices, weights, tokens, picked }

@@ -4,7 +4,7 @@ use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay,
 use burn::tensor::{DType, Device, Distribution, Tensor, activation::softmax};
 
 use super::load::noisy_load;
-use super::select::top;
+use super::select::{assert_numbers, top_of};
 use super::{
     Assignment, BiasBalancer, Phase, RouterConfig, RouterInitialisation, RouterInputs, RouterNoise, Routing,
     ScoringFunc, SecondExpertPolicy, TopkOrder,
@@ -181,9 +181,8 @@ impl LearnedRouter {
             (TopkOrder::TopkThenScore, _, Some(bias)) => logits.clone() + widen(bias.val()).unsqueeze_dim(0),
             (TopkOrder::ScoreThenTopk, _, Some(bias)) => scores.clone() + widen(bias.val()).unsqueeze_dim(0),
         };
-        let values = read(values);
-        debug_assert!(!values.iter().any(|value| value.is_nan()), "LearnedRouter: the logits hold NaN");
-        top(&values, self.config.num_experts, count, Some(&self.config))
+        assert_numbers("LearnedRouter: the logits", &values);
+        top_of(values, count, Some(&self.config))
     }
 
     /// Which tokens keep their second expert; `None`: all.

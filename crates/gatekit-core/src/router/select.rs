@@ -2,24 +2,63 @@
 
 use std::cmp::Ordering;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{Assignment, GroupScore, RouterConfig};
 
+/// What is selected from.
+pub(super) trait Value: Copy + PartialOrd + Into<f64> {}
+
+impl Value for f32 {}
+impl Value for f64 {}
+
 /// Larger values first, NaN last.
-fn falling(a: f64, b: f64) -> Ordering {
-    match (a.is_nan(), b.is_nan()) {
-        (false, false) => b.partial_cmp(&a).unwrap_or(Ordering::Equal),
-        (nan_a, nan_b) => nan_a.cmp(&nan_b),
-    }
+fn falling<T: Value>(a: T, b: T) -> Ordering {
+    let is_nan = |x: T| x.partial_cmp(&x).is_none();
+    // Not ordered: NaN is among them, or `b` is larger or `a` is.
+    b.partial_cmp(&a).unwrap_or_else(|| is_nan(a).cmp(&is_nan(b)))
 }
+
+/// Whether `a` comes before `b`.
+fn is_before<T: Value>(a: T, b: T) -> bool {
+    a > b || (b.partial_cmp(&b).is_none() && a.partial_cmp(&a).is_some())
+}
+
+/// Most values that are kept in order while a row is read.
+const FEW: usize = 16;
 
 /// Positions of the `count` largest of the `candidates`, in falling order; of equal values the one
 /// that stands first among the candidates.
-fn largest(values: &[f64], candidates: &mut Vec<usize>, count: usize) {
+fn largest<T: Value>(values: &[T], candidates: &mut Vec<usize>, count: usize) {
+    if count <= FEW {
+        // The best so far; most candidates fail against the last of them.
+        let Some(first) = candidates.first().filter(|_| count > 0) else {
+            return candidates.clear();
+        };
+        let mut best = [*first; FEW];
+        let mut worths = [values[*first]; FEW];
+        let mut found = 1;
+        for &candidate in &candidates[1..] {
+            let worth = values[candidate];
+            if found < count {
+                found += 1;
+            } else if !is_before(worth, worths[count - 1]) {
+                continue;
+            }
+            let mut place = found - 1;
+            while place > 0 && is_before(worth, worths[place - 1]) {
+                (best[place], worths[place]) = (best[place - 1], worths[place - 1]);
+                place -= 1;
+            }
+            (best[place], worths[place]) = (candidate, worth);
+        }
+        candidates.clear();
+        candidates.extend_from_slice(&best[..found]);
+        return;
+    }
     // The candidates rise, so comparing positions last makes the order total and stable.
     let order = |a: &usize, b: &usize| falling(values[*a], values[*b]).then(a.cmp(b));
-    if count < candidates.len() && count > 0 {
+    if count < candidates.len() {
         candidates.select_nth_unstable_by(count - 1, order);
     }
     candidates.truncate(count);
@@ -28,7 +67,12 @@ fn largest(values: &[f64], candidates: &mut Vec<usize>, count: usize) {
 
 /// The `count` largest values of every row of `width`, in falling order; with `groups` within the
 /// best groups of a row alone.
-pub(super) fn top(values: &[f64], width: usize, count: usize, groups: Option<&RouterConfig>) -> Vec<usize> {
+pub(super) fn top<T: Value>(
+    values: &[T],
+    width: usize,
+    count: usize,
+    groups: Option<&RouterConfig>,
+) -> Vec<usize> {
     let groups = groups.filter(|config| config.topk_group < config.n_group);
     let mut chosen = Vec::with_capacity(values.len() / width * count);
     let mut candidates = Vec::with_capacity(width);
@@ -44,6 +88,22 @@ pub(super) fn top(values: &[f64], width: usize, count: usize, groups: Option<&Ro
     chosen
 }
 
+/// [`top`] of the rows of a tensor `[rows, width]`, read back from its device.
+pub(super) fn top_of(values: Tensor<2>, count: usize, groups: Option<&RouterConfig>) -> Vec<usize> {
+    let [_, width] = values.dims();
+    let data = values.into_data();
+    if data.dtype() == DType::F64 {
+        top(data.as_slice::<f64>().expect("of this type"), width, count, groups)
+    } else {
+        top(data.convert::<f32>().as_slice::<f32>().expect("of this type"), width, count, groups)
+    }
+}
+
+/// In debug builds, panics where the values of a router hold NaN.
+pub(super) fn assert_numbers(name: &str, values: &Tensor<2>) {
+    debug_assert!(!values.to_data().iter::<f64>().any(f64::is_nan), "{name} hold NaN");
+}
+
 impl Assignment {
     /// The `count` experts of the largest scores `[N, E]` of every token, in falling order (of equal ones the
     /// lower index first, NaN last): for scores that are no [`Router`](super::Router)'s.
@@ -54,22 +114,21 @@ impl Assignment {
     pub fn top(scores: &Tensor<2>, count: usize) -> Self {
         let [_, experts] = scores.dims();
         assert!((1..=experts).contains(&count), "Assignment: {count} of {experts} experts");
-        let values: Vec<f64> = scores.to_data().iter::<f64>().collect();
-        Self::new(top(&values, experts, count, None), count, experts).expect("the best experts exist")
+        Self::new(top_of(scores.clone(), count, None), count, experts).expect("the best experts exist")
     }
 }
 
 /// The experts of the best groups, rising.
-fn allowed(row: &[f64], config: &RouterConfig, candidates: &mut Vec<usize>) {
+fn allowed<T: Value>(row: &[T], config: &RouterConfig, candidates: &mut Vec<usize>) {
     let size = row.len() / config.n_group;
-    let worth = |group: &[f64]| {
+    let worth = |group: &[T]| {
         let mut best: Vec<usize> = (0..size).collect();
         let count = match config.group_score {
             GroupScore::Max => 1,
             GroupScore::Top2Sum => 2,
         };
         largest(group, &mut best, count);
-        best.into_iter().map(|expert| group[expert]).sum::<f64>()
+        best.into_iter().map(|expert| -> f64 { group[expert].into() }).sum::<f64>()
     };
     let worths: Vec<f64> = row.chunks_exact(size).map(worth).collect();
     let mut groups: Vec<usize> = (0..config.n_group).collect();

@@ -145,6 +145,11 @@ impl EarlyExits {
 
     /// The answers `[batch, L + 1, classes]` alone, all classifiers in one product.
     pub(super) fn exit_logits(&self, features: Tensor<3>) -> Tensor<3> {
+        let [batch, stages, _] = features.dims();
+        if batch == 0 {
+            let shape = [0, stages, self.config.num_classes];
+            return Tensor::zeros(shape, (&features.device(), features.dtype()));
+        }
         let heads = || self.intermediate_heads.iter().chain([&self.head]);
         let weights = Tensor::stack::<3>(heads().map(|head| head.weight.val()).collect(), 0);
         let answers = features.swap_dims(0, 1).matmul(weights).swap_dims(0, 1);
@@ -159,6 +164,9 @@ impl EarlyExits {
     pub(super) fn gate_logits(&self, exit_logits: Tensor<3>) -> Tensor<2> {
         let [batch, exits, classes] = exit_logits.dims();
         let gates = exits - 1;
+        if batch == 0 {
+            return Tensor::zeros([0, gates], (&exit_logits.device(), exit_logits.dtype()));
+        }
         let answers = exit_logits.narrow(1, 0, gates).reshape([batch * gates, classes]);
         let measures = uncertainty_features(answers).reshape([batch, gates, FEATURES]);
         let weights = self.gates.iter().map(|gate| gate.linear.weight.val().squeeze_dim::<1>(1));

@@ -50,9 +50,13 @@ impl ContextGate {
 
     /// `[xi, 1] G`, `[M, E]`, of contexts `[M, C]`.
     fn logits(&self, contexts: Tensor<2>) -> Tensor<2> {
-        let [_, size] = contexts.dims();
+        let [environments, size] = contexts.dims();
         assert!(size == self.context_size(), "ContextGate: contexts of {size}, need {}", self.context_size());
         let gate = self.gate.val();
+        if environments == 0 {
+            // Not every device has a product without rows.
+            return Tensor::zeros([0, self.num_experts()], (&contexts.device(), contexts.dtype()));
+        }
         if !self.use_gate_bias {
             return contexts.matmul(gate);
         }

@@ -9,9 +9,6 @@ use thiserror::Error;
 
 use super::{Measurement, Thresholds};
 
-/// How much the skip ratio may fall where a threshold rises: counts that round differently.
-const TOLERANCE: f64 = 1e-6;
-
 /// From equally spaced points to thresholds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +39,11 @@ pub struct FrontierSearchConfig {
     /// `c` of the exponential map, above 0. Default 10.
     #[config(default = 10.0)]
     pub exp_coeff: f64,
+    /// How much the skip ratio may fall where a threshold rises before the search gives up; at least
+    /// 0. In a model it does fall a little: what one layer skips moves the routing of the next. The
+    /// ratio of the pair found may then lie as much below the target. Default 1e-6.
+    #[config(default = 1e-6)]
+    pub ratio_tolerance: f64,
 }
 
 impl FrontierSearchConfig {
@@ -65,12 +67,17 @@ impl FrontierSearchConfig {
                 return Err(ConfigError::new(field, value, "a finite number above 0"));
             }
         }
+        let tolerance = self.ratio_tolerance;
+        if !(tolerance.is_finite() && tolerance >= 0.0) {
+            return Err(ConfigError::new("ratio_tolerance", tolerance, "a finite number, at least 0"));
+        }
         let grid = |max: f64| -> Vec<f64> {
             let step = max / (self.grid_num - 1) as f64;
             (0..self.grid_num).map(|index| self.map(index as f64 * step)).collect()
         };
         Ok(FrontierSearch {
             target: self.target_skip,
+            tolerance,
             text: grid(self.text_max),
             vision: grid(self.vision_max),
         })
@@ -114,6 +121,7 @@ impl FrontierSearchConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrontierSearch {
     target: f64,
+    tolerance: f64,
     text: Vec<f64>,
     vision: Vec<f64>,
 }
@@ -206,13 +214,14 @@ impl FrontierSearch {
     ///
     /// # Errors
     ///
-    /// [`SearchError`] when the target is out of reach, the skip ratio falls by more than 1e-6 where
-    /// a threshold rises, a value is not finite, or `measure` fails.
+    /// [`SearchError`] when the target is out of reach, the skip ratio falls by more than the
+    /// tolerance where a threshold rises, a value is not finite, or `measure` fails.
     pub fn run<E: std::error::Error + 'static>(
         &self,
         measure: impl FnMut(usize, usize) -> Result<Measurement, E>,
     ) -> Result<Frontier, SearchError<E>> {
-        let mut known = Known { measure, measured: BTreeMap::new(), path: Vec::new() };
+        let mut known =
+            Known { measure, tolerance: self.tolerance, measured: BTreeMap::new(), path: Vec::new() };
         let last = self.vision.len() - 1;
         let largest = known.at(self.text.len() - 1, last)?.skip_ratio;
         if largest < self.target {
@@ -244,6 +253,7 @@ impl FrontierSearch {
 /// Every pair is measured once and compared with those before it.
 struct Known<F> {
     measure: F,
+    tolerance: f64,
     measured: BTreeMap<(usize, usize), Measurement>,
     path: Vec<(usize, usize)>,
 }
@@ -273,7 +283,7 @@ impl<F> Known<F> {
                 (_, true) => ((pair, new.skip_ratio), (other, old.skip_ratio)),
                 _ => continue,
             };
-            if higher.1 < lower.1 - TOLERANCE {
+            if higher.1 < lower.1 - self.tolerance {
                 return Err(SearchError::NotMonotone {
                     pair: higher.0,
                     ratio: higher.1,

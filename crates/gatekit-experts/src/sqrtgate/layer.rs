@@ -121,8 +121,7 @@ impl SqrtGateMoe {
     /// The experts' outputs, weighted and added up, with the shared expert's.
     fn mixed(&self, x: Tensor<2>, routing: &Routing) -> Tensor<2> {
         let plan = DispatchPlan::new(&routing.assignment);
-        let outputs = self.experts.forward(plan.gather(x.clone()), plan.offsets());
-        let y = plan.scatter_combine(outputs, routing.weights.clone());
+        let y = self.experts.combine(x.clone(), &plan, routing.weights.clone());
         match &self.shared {
             None => y,
             Some(shared) => {

@@ -16,6 +16,7 @@
 //! | item | owns |
 //! |---|---|
 //! | [`SqrtGateMoe`], [`SqrtGateConfig`] | the layer |
+//! | [`init`] | how projections, embeddings and heads start |
 //! | [`global_balance`] | its balancing loss over several devices or micro-batches |
 //! | [`newton_schulz`], [`sphere_step`], [`frobenius_norm`] | what the optimisers are made of |
 //! | [`MuonH`], [`AdamH`] | optimisers on the sphere, for Burn's `ModuleOptimizer` and learner |
@@ -28,6 +29,7 @@ mod balance;
 mod config;
 mod guard;
 mod hyper_p;
+pub mod init;
 mod layer;
 mod muon_h;
 mod optimizer;

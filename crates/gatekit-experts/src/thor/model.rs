@@ -221,8 +221,8 @@ impl ThorModel {
         ]
     }
 
-    /// Tokens `[batch, time]`, the first at position `from`, to `[batch, time, D]`.
-    pub(super) fn embed(&self, tokens: Tensor<2, Int>, from: usize) -> Tensor<3> {
+    /// What the first layer sees: tokens `[batch, time]`, the first at position `from`, to `[batch, time, D]`.
+    pub fn embed(&self, tokens: Tensor<2, Int>, from: usize) -> Tensor<3> {
         let time = tokens.dims()[1];
         let x = self.embed_tokens.forward(tokens);
         let ([_, _, dim], dtype) = (x.dims(), x.dtype());
@@ -233,8 +233,12 @@ impl ThorModel {
         self.dropout.forward(x.mul_scalar((dim as f64).sqrt()) + positions)
     }
 
-    /// `[batch, time, D]` to `[batch, time, V]`.
-    pub(super) fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+    /// The projection behind the last layer, `[batch, time, D]` to `[batch, time, V]`.
+    ///
+    /// # Panics
+    ///
+    /// When `x` does not have D channels.
+    pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         x.matmul(self.embed_tokens.weight.val().transpose().unsqueeze_dim(0))
     }
 }

@@ -106,6 +106,12 @@ fn a_ratio_that_falls_is_refused_with_its_pair() {
     // Less than the tolerance is rounding.
     let f = vec![vec![0.6 + 5e-7, 0.6], vec![0.7, 0.95]];
     assert!(run(&search(0.55, 2), &f, &[vec![0.0; 2], vec![0.0; 2]]).is_ok());
+    // So is what a wider tolerance lets pass.
+    let f = vec![vec![0.605, 0.6], vec![0.7, 0.95]];
+    let config = FrontierSearchConfig::new(0.55).with_grid_num(2);
+    let search = |tolerance| config.clone().with_ratio_tolerance(tolerance).try_init().unwrap();
+    assert!(run(&search(0.001), &f, &[vec![0.0; 2], vec![0.0; 2]]).is_err());
+    assert!(run(&search(0.01), &f, &[vec![0.0; 2], vec![0.0; 2]]).is_ok());
 }
 
 #[test]
@@ -137,5 +143,6 @@ fn searches_that_are_none_are_refused() {
     assert_eq!(field(config().with_text_max(f64::NAN)), "text_max");
     assert_eq!(field(config().with_vision_max(0.0)), "vision_max");
     assert_eq!(field(config().with_exp_coeff(-1.0)), "exp_coeff");
+    assert_eq!(field(config().with_ratio_tolerance(-0.1)), "ratio_tolerance");
     assert!(config().with_exp_coeff(-1.0).with_grid_map(GridMap::Linear).try_init().is_ok());
 }

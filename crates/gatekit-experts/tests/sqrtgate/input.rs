@@ -131,7 +131,7 @@ fn no_step_is_taken_for_a_gradient_that_is_not_finite() {
             assert_eq!((values(model.head.weight.val()), values(model.embed.weight.val())), before);
             let at_fault =
                 SkippedGradient { parameter: "moe.experts.down_proj".into(), shape: vec![3, 6, 4] };
-            assert_eq!(skipped, [at_fault.clone()]);
+            assert_eq!(skipped, std::slice::from_ref(&at_fault));
             assert!(at_fault.to_string().contains("`moe.experts.down_proj` [3, 6, 4]"));
             assert!(optimizer.to_record().is_empty(), "nor has the state moved");
 

@@ -133,6 +133,17 @@ fn a_matrix_starts_with_a_norm_that_its_width_does_not_change() {
 }
 
 #[test]
+fn projections_embeddings_and_heads_start_on_their_radii() {
+    use gatekit_experts::sqrtgate::init::{embedding, head, projection};
+    let device = Device::flex();
+    let weight = projection(100, 300, &device).weight.val();
+    assert!(values(weight.clone()).iter().all(|value| value.abs() <= 0.1));
+    assert!((rms(&weight) / 0.1 * 3f64.sqrt() - 1.0).abs() < 0.05);
+    assert!((rms(&embedding(100, 50, &device).weight.val()) / 1e-4 - 1.0).abs() < 0.1);
+    assert!((rms(&head(50, 100, &device).weight.val()) / 0.02 - 1.0).abs() < 0.1);
+}
+
+#[test]
 fn nothing_is_routed_exactly_and_one_token_alone_too() {
     for device in devices() {
         let layer = small(2).init(&device);

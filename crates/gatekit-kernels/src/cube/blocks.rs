@@ -125,14 +125,16 @@ impl Layout {
         Self::DepthMajor(operand_stride(blocks))
     }
 
-    const fn depth_stride(self) -> usize {
+    /// Distance between neighbours in the contraction.
+    pub const fn depth_stride(self) -> usize {
         match self {
             Self::DepthMajor(stride) => stride,
             Self::AxisMajor(_) => 1,
         }
     }
 
-    const fn axis_stride(self) -> usize {
+    /// Distance between neighbours along the axis.
+    pub const fn axis_stride(self) -> usize {
         match self {
             Self::DepthMajor(_) => 1,
             Self::AxisMajor(stride) => stride,

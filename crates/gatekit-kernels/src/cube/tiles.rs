@@ -51,12 +51,25 @@ pub(crate) fn load<F: Float, N: Size, E: Float>(
     at: usize,
     #[comptime] shape: TileShape,
 ) {
+    load_by::<F, N, E>(source, tile, target, at, shape, UNITS);
+}
+
+/// [`load`] by a cube of so many units.
+#[cube]
+pub(crate) fn load_by<F: Float, N: Size, E: Float>(
+    source: &[Vector<F, N>],
+    tile: &Tile,
+    target: &mut Shared<[E]>,
+    at: usize,
+    #[comptime] shape: TileShape,
+    #[comptime] units: usize,
+) {
     let width = N::value();
     let vectors = comptime!(shape.cols / width);
     let total = comptime!(shape.rows * vectors);
     #[unroll]
-    for round in 0..comptime!(total.div_ceil(UNITS)) {
-        let index = UNIT_POS as usize + comptime!(round * UNITS);
+    for round in 0..comptime!(total.div_ceil(units)) {
+        let index = UNIT_POS as usize + comptime!(round * units);
         let row = index / vectors;
         let col = (index % vectors) * width;
         let inside = row < tile.rows && col < tile.cols && index < total;

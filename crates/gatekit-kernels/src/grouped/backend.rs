@@ -8,7 +8,10 @@ use burn::backend::{backend_extension, tensor::FloatTensor};
 use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
-use super::{ExpertArguments, ExpertSpec, portable, portable_experts};
+use super::{
+    ExpertArguments, ExpertSpec, portable,
+    portable_experts::{self, add_rows},
+};
 use crate::gate::GateBackend;
 
 /// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group, and of its
@@ -51,7 +54,7 @@ pub trait GroupedBackend: GateBackend {
         down: FloatTensor<Self>,
         spec: ExpertSpec,
     ) -> FloatTensor<Self> {
-        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec).0
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows).0
     }
 
     /// The same, and the inner rows `[slots, 2 inner]` that the backward pass takes, in the type of `x`.
@@ -63,7 +66,7 @@ pub trait GroupedBackend: GateBackend {
         down: FloatTensor<Self>,
         spec: ExpertSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec)
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows)
     }
 
     /// Gradients of `x`, `weights`, `gate_up` and `down`, given the inner rows and the gradient of the result.
@@ -78,20 +81,21 @@ pub trait GroupedBackend: GateBackend {
         spec: ExpertSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let arguments = ExpertArguments { x, weights, gate_up, down };
-        portable_experts::backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
+        portable_experts::backward::<Self>(arguments, kept, gradient, &spec, add_rows).into_tuple()
     }
 }
 
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-macro_rules! on_host {
-    ($backend:ty) => {
+/// The operations of a backend with fused loops or kernels, from their module.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! fused {
+    ($backend:ty, $fused:ident) => {
         impl GroupedBackend for $backend {
             fn grouped_matmul(
                 x: FloatTensor<Self>,
                 weight: FloatTensor<Self>,
                 offsets: Arc<[usize]>,
             ) -> FloatTensor<Self> {
-                host::matmul::<Self>(x, weight, &offsets)
+                $fused::matmul::<Self>(x, weight, &offsets)
             }
 
             fn grouped_matmul_backward(
@@ -100,7 +104,7 @@ macro_rules! on_host {
                 gradient: FloatTensor<Self>,
                 offsets: Arc<[usize]>,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                host::matmul_backward::<Self>(x, weight, gradient, &offsets)
+                $fused::matmul_backward::<Self>(x, weight, gradient, &offsets)
             }
 
             fn gated_experts(
@@ -110,7 +114,7 @@ macro_rules! on_host {
                 down: FloatTensor<Self>,
                 spec: ExpertSpec,
             ) -> FloatTensor<Self> {
-                host::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, false).0
+                $fused::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, false).0
             }
 
             fn gated_experts_kept(
@@ -120,7 +124,7 @@ macro_rules! on_host {
                 down: FloatTensor<Self>,
                 spec: ExpertSpec,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                host::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, true)
+                $fused::experts::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, true)
             }
 
             fn gated_experts_backward(
@@ -133,34 +137,17 @@ macro_rules! on_host {
                 spec: ExpertSpec,
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = ExpertArguments { x, weights, gate_up, down };
-                host::experts_backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
+                $fused::experts_backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
             }
         }
     };
 }
 
 #[cfg(feature = "ndarray")]
-on_host!(burn_ndarray::NdArray);
+fused!(burn_ndarray::NdArray, host);
 
 #[cfg(feature = "flex")]
-on_host!(burn_flex::Flex);
+fused!(burn_flex::Flex, host);
 
 #[cfg(feature = "cubecl")]
-impl GroupedBackend for burn_cubecl::CubeBackend {
-    fn grouped_matmul(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        offsets: Arc<[usize]>,
-    ) -> FloatTensor<Self> {
-        cube::forward(x, weight, &offsets)
-    }
-
-    fn grouped_matmul_backward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        offsets: Arc<[usize]>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        cube::backward(x, weight, gradient, &offsets)
-    }
-}
+fused!(burn_cubecl::CubeBackend, cube);

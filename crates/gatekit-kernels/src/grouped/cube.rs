@@ -6,31 +6,40 @@
 //!
 //! * [`plan`]: the tile sizes, and what a device must have.
 //! * [`table`]: which rows a cube works on.
-//! * [`kernel`]: the kernel of all three products.
-//! * [`few`]: one for the result where no group has more than a few rows.
+//! * [`kernel`]: the kernel of all three products; [`sums`]: a tile of a result while it is made.
+//! * [`few`]: a kernel for the result where no group has more than a few rows.
+//! * [`rows`]: rows added to the rows that they belong to.
 //! * [`launch`]: from tensors to kernel launches.
 
 mod few;
 mod kernel;
 mod launch;
 mod plan;
+mod rows;
+mod sums;
 mod table;
 
-use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use burn::backend::Backend;
+use burn_cubecl::tensor::CubeTensor;
 
-use super::portable;
+use super::{ExpertArguments, ExpertSpec, GroupedBackend, portable, portable_experts};
 use launch::Problem;
+use rows::add_rows;
 
-/// The forward pass.
-pub(super) fn forward(x: CubeTensor, weight: CubeTensor, offsets: &[usize]) -> CubeTensor {
+/// The grouped product.
+pub(super) fn matmul<B: Backend<FloatTensorPrimitive = CubeTensor>>(
+    x: CubeTensor,
+    weight: CubeTensor,
+    offsets: &[usize],
+) -> CubeTensor {
     match Problem::new(&x, &weight, offsets) {
         Some(problem) => problem.result(x, weight),
-        None => portable::forward::<CubeBackend>(x, weight, offsets),
+        None => portable::forward::<B>(x, weight, offsets),
     }
 }
 
 /// Gradients of `x` and the weight.
-pub(super) fn backward(
+pub(super) fn matmul_backward<B: Backend<FloatTensorPrimitive = CubeTensor>>(
     x: CubeTensor,
     weight: CubeTensor,
     gradient: CubeTensor,
@@ -38,6 +47,25 @@ pub(super) fn backward(
 ) -> (CubeTensor, CubeTensor) {
     match Problem::new(&x, &weight, offsets) {
         Some(problem) => problem.gradients(x, weight, gradient),
-        None => portable::backward::<CubeBackend>(x, weight, gradient, offsets),
+        None => portable::backward::<B>(x, weight, gradient, offsets),
     }
+}
+
+/// The outputs and the inner rows of gated experts, which are kept whether or not they are asked for.
+pub(super) fn experts<B: GroupedBackend<FloatTensorPrimitive = CubeTensor>>(
+    arguments: ExpertArguments<B>,
+    spec: &ExpertSpec,
+    _keep: bool,
+) -> (CubeTensor, CubeTensor) {
+    portable_experts::forward(arguments, spec, add_rows)
+}
+
+/// Gradients of the arguments of gated experts.
+pub(super) fn experts_backward<B: GroupedBackend<FloatTensorPrimitive = CubeTensor>>(
+    arguments: ExpertArguments<B>,
+    kept: CubeTensor,
+    gradient: CubeTensor,
+    spec: &ExpertSpec,
+) -> ExpertArguments<B> {
+    portable_experts::backward(arguments, kept, gradient, spec, add_rows)
 }

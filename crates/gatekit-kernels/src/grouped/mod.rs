@@ -27,8 +27,8 @@ pub use plan::SortedSlots;
 
 /// Rows `offsets[e] .. offsets[e + 1]` of `x` times the transpose of `weight[e]`.
 ///
-/// Differentiable in both tensors; a group without rows has a gradient of zeros. Every group is one matrix product, in
-/// the forward pass and twice in the backward pass, and a matrix of a group is never copied for another.
+/// Differentiable in both tensors; a group without rows has a gradient of zeros. A matrix of a group is never
+/// copied for another. On a GPU all groups are one launch, in the forward pass and for each of the two gradients.
 ///
 /// # Shapes
 ///

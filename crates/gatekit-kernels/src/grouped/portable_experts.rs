@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::{
-    backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::DType,
-};
+use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
 
 use super::{ExpertArguments, ExpertSpec, GroupedBackend};
 use crate::primitive::{Primitive, accumulation};
@@ -20,11 +17,13 @@ fn sorted<B: Backend>(weights: &Primitive<B>, spec: &ExpertSpec) -> Primitive<B>
         .reshape([slots.rows().len(), 1])
 }
 
-/// The rows of all slots added to their tokens, in the type that sums are made in.
-fn added<B: Backend>(rows: Primitive<B>, spec: &ExpertSpec, dtype: DType) -> FloatTensor<B> {
+/// Adds rows `[rows, width]` to the rows of zeros `[count, width]` that they belong to.
+pub(super) type AddRows<B> = fn(Primitive<B>, &[usize], usize) -> Primitive<B>;
+
+/// [`AddRows`] of any backend.
+pub(super) fn add_rows<B: Backend>(rows: Primitive<B>, to: &[usize], count: usize) -> Primitive<B> {
     let width = rows.dims()[1];
-    let zeros = rows.zeros([spec.slots.tokens(), width]);
-    zeros.select_add(0, spec.slots.rows().to_vec(), rows).cast(dtype).0
+    rows.zeros([count, width]).select_add(0, to.to_vec(), rows)
 }
 
 /// The halves of the inner rows: the gate's logits and what is gated.
@@ -37,6 +36,7 @@ fn halves<B: Backend>(rows: &Primitive<B>) -> [Primitive<B>; 2] {
 pub(super) fn forward<B: GroupedBackend>(
     arguments: ExpertArguments<B>,
     spec: &ExpertSpec,
+    add: AddRows<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let ExpertArguments { x, weights, gate_up, down } = arguments;
     let (dtype, offsets) = (x.dtype(), Arc::<[usize]>::from(spec.slots.offsets()));
@@ -46,7 +46,8 @@ pub(super) fn forward<B: GroupedBackend>(
     let activations = B::gated_product(up.0, gate.0, spec.activation);
     let outputs = Primitive::<B>(B::grouped_matmul(activations, down, offsets)).cast(accumulation(dtype));
     let weights = sorted(&Primitive::<B>(weights), spec).cast(accumulation(dtype));
-    (added(outputs * weights, spec, dtype), kept.0)
+    let y = add(outputs * weights, spec.slots.rows(), spec.slots.tokens());
+    (y.cast(dtype).0, kept.0)
 }
 
 /// Gradients of all arguments.
@@ -55,6 +56,7 @@ pub(super) fn backward<B: GroupedBackend>(
     kept: FloatTensor<B>,
     gradient: FloatTensor<B>,
     spec: &ExpertSpec,
+    add: AddRows<B>,
 ) -> ExpertArguments<B> {
     let ExpertArguments { x, weights, gate_up, down } = arguments;
     let (dtype, offsets) = (x.dtype(), Arc::<[usize]>::from(spec.slots.offsets()));
@@ -70,16 +72,12 @@ pub(super) fn backward<B: GroupedBackend>(
     // not: the gradient of the weights needs it so.
     let (da, ddown) = B::grouped_matmul_backward(weighted.0, down, dy.0, offsets.clone());
     let da = Primitive::<B>(da).cast(wide);
-    let dweights = (activations * da.clone()).sum(1).reshape([spec.slots.rows().len()]);
-    let dweights = dweights
-        .zeros([spec.slots.weights()])
-        .select_add(0, spec.slots.order().to_vec(), dweights)
-        .reshape(weights.dims())
-        .cast(weights.dtype());
+    let dweights = add((activations * da.clone()).sum(1), spec.slots.order(), spec.slots.weights());
+    let dweights = dweights.reshape(weights.dims()).cast(weights.dtype());
     let (dup, dgate) = B::gated_product_backward(up.0, gate.0, (da * weight).cast(dtype).0, spec.activation);
     let dkept = Primitive::<B>::cat(vec![Primitive(dgate), Primitive(dup)], 1);
     let rows = Primitive::<B>(x).select(0, spec.slots.rows().to_vec());
     let (drows, dgate_up) = B::grouped_matmul_backward(rows.0, gate_up, dkept.0, offsets);
-    let dx = added(Primitive::<B>(drows).cast(wide), spec, dtype);
-    ExpertArguments { x: dx, weights: dweights.0, gate_up: dgate_up, down: ddown }
+    let dx = add(Primitive::<B>(drows).cast(wide), spec.slots.rows(), spec.slots.tokens());
+    ExpertArguments { x: dx.cast(dtype).0, weights: dweights.0, gate_up: dgate_up, down: ddown }
 }

@@ -19,6 +19,20 @@ pub(super) struct Part {
     pub(super) len: usize,
 }
 
+/// Lines that are asked for before they are read.
+const AHEAD: usize = 8;
+
+/// Asks for elements of a line that is read soon: lines are too far apart for the processor to see it coming.
+#[inline(always)]
+unsafe fn ahead<S: Simd>(matrix: &Lines<S::Float>, part: Part, line: usize, from: usize, len: usize) {
+    if line + AHEAD < part.lines {
+        let start = unsafe { matrix.line(part.line + line + AHEAD).add(part.from + from) };
+        for place in (0..len).step_by(64 / size_of::<S::Float>()) {
+            unsafe { S::prefetch(start.add(place)) };
+        }
+    }
+}
+
 /// Lines along the columns, one for each position of the depth, as panels `[panel, depth, columns]`.
 ///
 /// # Safety
@@ -32,6 +46,7 @@ pub(super) unsafe fn panels<S: Simd>(matrix: &Lines<S::Float>, part: Part, mut t
         for k in 0..part.lines {
             unsafe {
                 let from = matrix.line(part.line + k).add(part.from + column);
+                ahead::<S>(matrix, part, k, column, count);
                 let to = to.add(k * width);
                 if count == panel_width::<S>() {
                     for lane in (0..panel_width::<S>()).step_by(S::LANES) {
@@ -87,14 +102,16 @@ pub(super) unsafe fn transposed_panels<S: Simd>(matrix: &Lines<S::Float>, part: 
 /// # Safety
 /// As [`panels`].
 #[inline(always)]
-pub(super) unsafe fn tiles<F: Copy + Default>(matrix: &Lines<F>, part: Part, to: *mut F) {
+pub(super) unsafe fn tiles<S: Simd>(matrix: &Lines<S::Float>, part: Part, to: *mut S::Float) {
     for k in 0..part.lines {
         unsafe {
+            ahead::<S>(matrix, part, k, 0, part.len);
             let from = matrix.line(part.line + k).add(part.from);
             let mut to = to.add(k * ROWS);
             let mut row = 0;
             while row + ROWS <= part.len {
-                to.cast::<[F; ROWS]>().write_unaligned(from.add(row).cast::<[F; ROWS]>().read_unaligned());
+                let piece = from.add(row).cast::<[S::Float; ROWS]>().read_unaligned();
+                to.cast::<[S::Float; ROWS]>().write_unaligned(piece);
                 to = to.add(part.lines * ROWS);
                 row += ROWS;
             }

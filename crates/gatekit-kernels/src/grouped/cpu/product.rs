@@ -137,7 +137,7 @@ impl<F: Float> Kernel for Job<'_, '_, '_, F> {
                     unsafe {
                         if product.left_transposed {
                             let part = Part { line: k, lines: depth, from: row, len: block.rows };
-                            tiles(&product.left, part, left);
+                            tiles::<S>(&product.left, part, left);
                             block.multiply::<S>(&product, Packed { start: left, depth }, packed);
                         } else {
                             let left = Standing { lines: product.left, row, from: k };

@@ -2,10 +2,13 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::plan::{DEPTH, Plan, Product};
+use super::{
+    plan::{DEPTH, Plan, Product},
+    sums::Sums,
+};
 use crate::cube::{
-    blocks::{ALIGNMENT, BLOCK, Blocks, UNITS},
-    tiles::{Tile, load},
+    blocks::ALIGNMENT,
+    tiles::{Tile, load_by},
 };
 
 /// `tiles`: three numbers each: group, first row, rows.
@@ -41,9 +44,10 @@ pub(super) fn product_kernel<F: Float, R: Float, E: Float, NL: Size, NR: Size>(
 
     let left_shape = comptime!(plan.shapes()[0]);
     let right_shape = comptime!(plan.shapes()[1]);
+    let units = comptime!(plan.tiling.count());
     let mut left_tile = Shared::<[E]>::new_aligned_slice(comptime!(plan.lengths()[0]), ALIGNMENT);
     let mut right_tile = Shared::<[E]>::new_aligned_slice(comptime!(plan.lengths()[1]), ALIGNMENT);
-    let mut sums = Blocks::zeros(comptime!(plan.grid));
+    let mut sums = Sums::zeros(plan);
 
     for step in 0..depth.div_ceil(DEPTH) {
         let from = step * DEPTH;
@@ -79,19 +83,10 @@ pub(super) fn product_kernel<F: Float, R: Float, E: Float, NL: Size, NR: Size>(
                 cols: depth - from,
             }
         };
-        load::<F, NL, E>(left, &left_place, &mut left_tile, 0usize, left_shape);
-        load::<F, NR, E>(right, &right_place, &mut right_tile, 0usize, right_shape);
+        load_by::<F, NL, E>(left, &left_place, &mut left_tile, 0usize, left_shape, units);
+        load_by::<F, NR, E>(right, &right_place, &mut right_tile, 0usize, right_shape, units);
         sync_cube();
-        sums.product::<E>(
-            &left_tile,
-            0usize,
-            comptime!(plan.layouts()[0]),
-            &right_tile,
-            0usize,
-            comptime!(plan.layouts()[1]),
-            DEPTH,
-            comptime!(plan.grid.all()),
-        );
+        sums.add::<E>(&left_tile, &right_tile);
         sync_cube();
     }
 
@@ -105,42 +100,5 @@ pub(super) fn product_kernel<F: Float, R: Float, E: Float, NL: Size, NR: Size>(
     } else {
         Tile { start: first * width + col, row_stride: width, rows, cols: width - col }
     };
-    store::<R>(&sums, &place, result, plan);
-}
-
-/// Writes a tile of the result: from registers, or from matrix units through shared memory.
-#[cube]
-fn store<R: Float>(sums: &Blocks, place: &Tile, result: &mut [R], #[comptime] plan: Plan) {
-    let grid = comptime!(plan.grid);
-    if comptime!(grid.planes.is_none()) {
-        #[unroll]
-        for block in 0..comptime!(grid.rows * grid.cols) {
-            let row = UNIT_POS as usize / BLOCK + comptime!(block / grid.cols * BLOCK);
-            let col = UNIT_POS as usize % BLOCK + comptime!(block % grid.cols * BLOCK);
-            if row < place.rows && col < place.cols {
-                result[place.start + row * place.row_stride + col] = R::cast_from(sums.register(block));
-            }
-        }
-    } else {
-        let length = comptime!(grid.stage_len(1));
-        let mut stage = Shared::<[f32]>::new_aligned_slice(length, ALIGNMENT);
-        let mut other_stage = Shared::<[f32]>::new_aligned_slice(length, ALIGNMENT);
-        // By turns through two stages: what is written was read before the last synchronisation.
-        #[unroll]
-        for strip in 0..comptime!(grid.cols) {
-            let turn = if comptime!(strip % 2 == 0) { &mut stage } else { &mut other_stage };
-            sums.spill(turn, strip, 1usize);
-            sync_cube();
-            for round in 0..comptime!(plan.height() * BLOCK / UNITS) {
-                let place_in_strip = UNIT_POS as usize + round * UNITS;
-                let row = place_in_strip / BLOCK;
-                let col_in_strip = place_in_strip % BLOCK;
-                let col = col_in_strip + comptime!(strip * BLOCK);
-                if row < place.rows && col < place.cols {
-                    result[place.start + row * place.row_stride + col] =
-                        R::cast_from(turn[row * comptime!(grid.stage_stride(1)) + col_in_strip]);
-                }
-            }
-        }
-    }
+    sums.store::<R>(&place, result);
 }

@@ -133,7 +133,7 @@ impl<'a> Problem<'a> {
             product_kernel::launch_unchecked(
                 &result.client,
                 CubeCount::Static(x, y, z),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(plan.tiling.count() as u32),
                 address(&[left, right, result]),
                 vector_size(left, sizes.left),
                 vector_size(right, sizes.right),

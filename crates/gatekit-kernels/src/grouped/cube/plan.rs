@@ -5,7 +5,7 @@ use cubecl::ir::{ElemType, FloatKind, features::TypeUsage};
 
 use super::{few, table};
 use crate::cube::{
-    blocks::{BLOCK, Grid, Layout, Planes, UNITS, operand_stride},
+    blocks::{BLOCK, Grid, Layout, Planes, UNITS},
     float_kind,
     tiles::TileShape,
 };
@@ -19,8 +19,12 @@ const BINDINGS: u32 = 5;
 /// Multiprocessors of a device that does not tell.
 const PROCESSORS: usize = 64;
 
-/// Cubes that a multiprocessor has at once, by their shared memory and registers.
-const CUBES: usize = 4;
+/// Units that a multiprocessor has at once, by their shared memory and registers.
+const ROOM: usize = 512;
+
+/// Units of a plane on a processor that runs the kernels in software: the numbers of its vector registers. On such a
+/// device every cube is work and none waits for another.
+const SOFTWARE: u32 = 8;
 
 /// Rows of a group that are worth a cube of their own in the gradient of the weight.
 const SLICE: usize = 256;
@@ -40,29 +44,102 @@ pub(super) enum Product {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub product: Product,
-    /// The blocks of a tile of the result, and what computes it.
-    pub grid: Grid,
+    pub tiling: Tiling,
+}
+
+/// The tile of a result that a cube makes, and what makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Tiling {
+    /// Units, each with its own rows and columns of the tile in registers.
+    Units {
+        /// Units along the rows and along the columns of the tile.
+        units: [usize; 2],
+        /// Rows and columns of a unit.
+        own: [usize; 2],
+    },
+    /// Matrix units, and the blocks of the tile.
+    Planes(Grid),
+}
+
+impl Tiling {
+    /// Rows and columns of the tile.
+    fn tile(self) -> [usize; 2] {
+        match self {
+            Self::Units { units, own } => [units[0] * own[0], units[1] * own[1]],
+            Self::Planes(grid) => [grid.rows * BLOCK, grid.cols * BLOCK],
+        }
+    }
+
+    /// Units of a cube.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Units { units, .. } => units[0] * units[1],
+            Self::Planes(_) => UNITS,
+        }
+    }
+
+    /// Time of a unit: numbers that it reads of both operands.
+    fn reads(self) -> usize {
+        match self {
+            Self::Units { own, .. } => own[0] + own[1],
+            Self::Planes(grid) => grid.rows + grid.cols,
+        }
+    }
+
+    pub fn uses_planes(self) -> bool {
+        matches!(self, Self::Planes(_))
+    }
+
+    /// Units along the rows and along the columns of the tile.
+    pub fn units(self) -> [usize; 2] {
+        match self {
+            Self::Units { units, .. } => units,
+            Self::Planes(_) => [1, 1],
+        }
+    }
+
+    /// Rows and columns of a unit.
+    pub fn own(self) -> [usize; 2] {
+        match self {
+            Self::Units { own, .. } => own,
+            Self::Planes(_) => [1, 1],
+        }
+    }
+
+    /// Sums that a unit has in registers.
+    pub fn registers(self) -> usize {
+        self.own()[0] * self.own()[1]
+    }
+
+    /// Blocks of the sums in matrix units.
+    pub fn grid(self) -> Grid {
+        match self {
+            Self::Units { .. } => Grid::new(1, 1, None),
+            Self::Planes(grid) => grid,
+        }
+    }
 }
 
 impl Plan {
     /// Rows of a tile.
     pub fn height(self) -> usize {
-        self.grid.rows * BLOCK
+        self.tiling.tile()[0]
     }
 
     /// Columns of a tile.
     pub fn width(self) -> usize {
-        self.grid.cols * BLOCK
+        self.tiling.tile()[1]
     }
 
     /// Tiles of both operands in shared memory.
     pub fn shapes(self) -> [TileShape; 2] {
-        let along = |blocks: usize| TileShape::new(blocks * BLOCK, DEPTH, self.depth_stride());
-        let across = |blocks: usize| TileShape::new(DEPTH, blocks * BLOCK, operand_stride(blocks));
+        let along = |length: usize| TileShape::new(length, DEPTH, self.depth_stride());
+        let across = |length: usize| TileShape::new(DEPTH, length, length + 8);
+        let [height, width] = self.tiling.tile();
         match self.product {
-            Product::Result => [along(self.grid.rows), along(self.grid.cols)],
-            Product::InputGradient => [along(self.grid.rows), across(self.grid.cols)],
-            Product::WeightGradient => [across(self.grid.rows), across(self.grid.cols)],
+            Product::Result => [along(height), along(width)],
+            Product::InputGradient => [along(height), across(width)],
+            Product::WeightGradient => [across(height), across(width)],
         }
     }
 
@@ -79,7 +156,7 @@ impl Plan {
     /// Distance between rows that the product contracts along: odd for units, which meet no bank twice, whole 16-byte
     /// words of half-precision numbers for matrix units.
     fn depth_stride(self) -> usize {
-        if self.grid.planes.is_none() { DEPTH + 1 } else { DEPTH + 8 }
+        if self.tiling.uses_planes() { DEPTH + 8 } else { DEPTH + 1 }
     }
 
     /// Numbers of shared memory for each operand.
@@ -91,7 +168,7 @@ impl Plan {
     /// Bytes of shared memory, with operands of `operand_bytes` each.
     fn shared_bytes(self, operand_bytes: usize) -> usize {
         let [left, right] = self.lengths();
-        let stages = if self.grid.planes.is_none() { 0 } else { 2 * self.grid.stage_len(1) };
+        let stages = if self.tiling.uses_planes() { 2 * self.tiling.grid().stage_len(1) } else { 0 };
         (left + right) * operand_bytes + stages * 4
     }
 }
@@ -102,7 +179,7 @@ pub(super) struct Blueprint {
     /// Type of the inputs.
     input: FloatKind,
     planes: Option<Planes>,
-    /// Cubes that it has at once.
+    /// Units that it has at once.
     room: usize,
 }
 
@@ -127,7 +204,11 @@ impl Blueprint {
         let blueprint = Self {
             input: kind,
             planes: Planes::of(&input.client, kind),
-            room: CUBES * hardware.num_streaming_multiprocessors.map_or(PROCESSORS, |count| count as usize),
+            room: match hardware.num_streaming_multiprocessors {
+                Some(count) => ROOM * count as usize,
+                None if hardware.plane_size_max <= SOFTWARE => ROOM,
+                None => ROOM * PROCESSORS,
+            },
         };
         let bytes = if blueprint.operand() == FloatKind::F32 { 4 } else { 2 };
         let products = [Product::Result, Product::InputGradient, Product::WeightGradient];
@@ -143,17 +224,28 @@ impl Blueprint {
 
     /// Tiles to choose from, the preferred first.
     fn plans(&self, product: Product) -> impl Iterator<Item = Plan> {
-        let planes = self.planes;
-        let grids = [(4, 8), (4, 4), (1, 8), (1, 4)];
-        grids.into_iter().map(move |(rows, cols)| Plan { product, grid: Grid::new(rows, cols, planes) })
+        let tilings = match self.planes {
+            Some(_) => {
+                let grids = [(4, 8), (4, 4), (1, 8), (1, 4)];
+                grids.map(|(rows, cols)| Tiling::Planes(Grid::new(rows, cols, self.planes)))
+            }
+            None => {
+                let sizes = [([8, 16], [8, 8]), ([8, 8], [8, 8]), ([4, 16], [4, 8]), ([4, 16], [4, 4])];
+                sizes.map(|(units, own)| Tiling::Units { units, own })
+            }
+        };
+        tilings.into_iter().map(move |tiling| Plan { product, tiling })
     }
 
     /// The plan that takes least time.
     ///
-    /// A cube reads numbers from shared memory in proportion to the rows and columns of its tile, whatever of them it
-    /// needs; a device that it does not fill is not done sooner with fewer cubes.
+    /// A unit reads its numbers from shared memory whether or not the result has its rows and columns; a device that the
+    /// units do not fill is not done sooner with fewer of them.
     fn choose(&self, product: Product, cubes: impl Fn(Plan) -> usize) -> Plan {
-        let cost = |plan: &Plan| cubes(*plan).max(self.room) * (plan.grid.rows + plan.grid.cols);
+        let cost = |plan: &Plan| {
+            let tiling = plan.tiling;
+            (cubes(*plan) * tiling.count()).max(self.room) * tiling.reads()
+        };
         self.plans(product).min_by_key(cost).expect("there are plans")
     }
 
@@ -172,14 +264,16 @@ impl Blueprint {
     /// rows of each group are summed in: more than one where the groups would not fill the device.
     pub fn of_weights(&self, offsets: &[usize], height: usize, width: usize) -> (Plan, usize) {
         let groups = offsets.len() - 1;
-        let tiles = |plan: Plan| height.div_ceil(plan.height()) * width.div_ceil(plan.width());
-        let plan = self.choose(Product::WeightGradient, |plan| groups * tiles(plan));
         let (rows, longest) = (offsets[groups], table::longest(offsets));
+        let tiles = |plan: Plan| height.div_ceil(plan.height()) * width.div_ceil(plan.width());
         // Where some groups have most of the rows, their cubes are the ones that work.
-        let busy = rows.div_ceil(longest) * tiles(plan);
+        let busy = |plan: Plan| rows.div_ceil(longest) * tiles(plan);
+        let most = (longest / SLICE).max(1);
+        let plan = self.choose(Product::WeightGradient, |plan| most * busy(plan));
+        let room = self.room / plan.tiling.count();
         // The sums of all slices are stored: not many times the device's room.
-        let most = (longest / SLICE).min(4 * self.room / (groups * tiles(plan)));
-        (plan, (self.room / busy).min(most).max(1))
+        let most = most.min(4 * room / (groups * tiles(plan)));
+        (plan, (room / busy(plan)).min(most).max(1))
     }
 }
 
@@ -187,9 +281,9 @@ impl Blueprint {
 mod tests {
     use cubecl::ir::FloatKind;
 
-    use super::{Blueprint, Product};
+    use super::{Blueprint, PROCESSORS, Product, ROOM};
 
-    const DEVICE: Blueprint = Blueprint { input: FloatKind::F32, planes: None, room: 256 };
+    const DEVICE: Blueprint = Blueprint { input: FloatKind::F32, planes: None, room: ROOM * PROCESSORS };
 
     /// Groups of these many rows.
     fn offsets(rows: &[usize]) -> Vec<usize> {
@@ -201,17 +295,17 @@ mod tests {
     }
 
     fn tile(rows: &[usize], width: usize) -> [usize; 2] {
-        let grid = DEVICE.of_rows(Product::Result, &offsets(rows), width).grid;
-        [grid.rows, grid.cols]
+        let plan = DEVICE.of_rows(Product::Result, &offsets(rows), width);
+        [plan.height(), plan.width()]
     }
 
     #[test]
     fn tiles_follow_the_rows_of_a_group() {
-        assert_eq!(tile(&[512; 8], 4096), [4, 8]);
-        assert_eq!(tile(&[8; 64], 4096), [1, 8], "most of a high tile would be empty");
-        assert_eq!(tile(&[0, 0, 0, 512], 4096), [4, 8], "groups without rows cost nothing");
-        assert_eq!(tile(&[4096; 8], 64), [4, 4], "half of a wide tile would be empty");
-        assert_eq!(tile(&[10; 2], 1024), [1, 4], "wide tiles would not fill the device");
+        assert_eq!(tile(&[512; 8], 4096), [64, 128]);
+        assert_eq!(tile(&[8; 64], 4096), [16, 128], "most of a high tile would be empty");
+        assert_eq!(tile(&[0, 0, 0, 512], 4096), [64, 128], "groups without rows cost nothing");
+        assert_eq!(tile(&[4096; 8], 64), [64, 64], "half of a wide tile would be empty");
+        assert_eq!(tile(&[10; 2], 1024), [16, 64], "wide tiles would not fill the device");
     }
 
     #[test]
@@ -226,7 +320,7 @@ mod tests {
         let slices = |rows: &[usize], height, width| DEVICE.of_weights(&offsets(rows), height, width).1;
         assert_eq!(slices(&[512; 8], 2048, 2048), 1);
         assert_eq!(slices(&[100; 8], 16, 16), 1, "too few rows");
-        assert_eq!(slices(&[65536], 64, 64), 256 / 4);
+        assert_eq!(slices(&[65536], 64, 64), 256);
         assert_eq!(slices(&[0, 0, 2048, 0], 64, 64), 8, "the rows of one group");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         product::{Lines, Product, SCRATCH, scratch},
     },
     loops::run_one,
-    memory::{Filling, filled},
+    memory::{Filling, filled, zeroed},
     scratch::Arena,
     simd::Level,
 };
@@ -28,8 +28,8 @@ impl Experts<'_> {
         self.check();
         assert!(h.len() == self.rows() * 2 * self.inner && gradient.len() == self.x.len());
         let batches = self.batches();
-        let (mut x, mut weights) = (vec![0.0; self.x.len()], vec![0.0; self.weights.len()]);
-        let mut activations = vec![0.0; batch_rows(&batches) * self.inner];
+        let (mut x, mut weights) = (zeroed(self.x.len()), zeroed(self.weights.len()));
+        let mut activations = zeroed(batch_rows(&batches) * self.inner);
         // SAFETY: an expert's gradients are zeros without slots, else written in the first of its batches.
         let [gate_up, down] = unsafe {
             filled([self.gate_up.len(), self.down.len()], |[gate_up, down]| {

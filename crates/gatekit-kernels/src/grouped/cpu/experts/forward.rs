@@ -10,7 +10,7 @@ use crate::{
         product::{Lines, Product, SCRATCH, scratch},
     },
     loops::run_one,
-    memory::{Filling, filled},
+    memory::{Filling, filled, zeroed},
     scratch::Arena,
     simd::Level,
 };
@@ -24,8 +24,8 @@ impl Experts<'_> {
     pub(crate) fn forward(&self, keep: bool) -> (Vec<f32>, Vec<f32>) {
         self.check();
         let batches = self.batches();
-        let mut y = vec![0.0; self.x.len()];
-        let mut activations = vec![0.0; batch_rows(&batches) * self.inner];
+        let mut y = zeroed(self.x.len());
+        let mut activations = zeroed(batch_rows(&batches) * self.inner);
         let kept = if keep { self.rows() * 2 * self.inner } else { 0 };
         // SAFETY: every slot is in a batch, and the jobs of a batch write all of its inner rows if they are kept.
         let [h] = unsafe {
