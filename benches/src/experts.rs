@@ -54,6 +54,17 @@ pub(crate) fn prepare(case: Case, device: &Device) -> Work {
             let bytes = bytes_of(&x);
             inputs.over_sequences(bytes, move || layer.experts.forward(x.clone(), plan.offsets()))
         }
+        Op::Routing => {
+            let x = inputs.draw(tokens, normal);
+            let layer = inputs.module(|device| layer(shape).init(device));
+            let bytes = tokens[0] * experts_per_token(shape) * size_of::<f32>();
+            inputs.over_sequences(bytes, move || {
+                let routing = layer.gate.route(x.clone(), &RouterInputs::default(), Phase::Inference);
+                let routing = routing.expect("it is learned");
+                drop(black_box(DispatchPlan::new(&routing.assignment)));
+                routing.weights
+            })
+        }
         Op::Acm | Op::AcmQuarter => {
             let x = inputs.draw([shape.batch, shape.time, shape.key_dim], normal);
             let learners = experts_per_token(shape);

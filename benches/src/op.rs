@@ -79,7 +79,9 @@ named! {
         MoeLayer = "moe-layer",
         /// One SwiGLU as wide as the experts of a token together, its yardstick.
         DenseSwiGlu = "dense-swiglu",
-        /// The experts alone, over tokens that are sorted already.
+        /// What comes before its experts: scores, the choice, the weights, the order of the tokens.
+        Routing = "moe-routing",
+        /// The experts alone, over tokens that are sorted already, with a row of output for every slot.
         SortedExperts = "sorted-experts",
         /// An adaptive computation module with all its learners, as many as a token has experts and as wide.
         Acm = "acm",
@@ -139,7 +141,8 @@ impl Op {
 
     /// Whether it is a feed-forward layer of experts, or what one is compared with.
     pub fn is_feed_forward(self) -> bool {
-        let trained = matches!(self, Self::MoeLayer | Self::DenseSwiGlu | Self::SortedExperts);
+        let trained =
+            matches!(self, Self::MoeLayer | Self::Routing | Self::DenseSwiGlu | Self::SortedExperts);
         trained || self.saves()
     }
 
@@ -178,7 +181,7 @@ impl Op {
         let Shape { batch, time, heads, key_dim, value_dim } = shape;
         let token = match self {
             // What is saved is not counted as computed.
-            _ if self.saves() => return None,
+            _ if self.saves() || self == Self::Routing => return None,
             _ if self.is_feed_forward() => 6 * experts_per_token(shape) * key_dim * value_dim,
             _ if self.is_scan() => heads * (CHUNK * (key_dim + value_dim) + 4 * key_dim * value_dim),
             _ => return None,
