@@ -44,7 +44,9 @@ fn verdict(found: &Results) -> String {
     let spread = ["PACGNet", "added streams"].map(|variant| found.deviation(variant, "all").unwrap_or(0.0));
     let spread = spread[0].max(spread[1]);
     let gain = full - added;
+    let seeds = found.values("PACGNet", "all").len();
     let word = match gain {
+        _ if seeds < 2 => "of one seed, which says nothing about chance",
         _ if gain.abs() <= spread => "within the spread of the seeds: no difference shows",
         _ if gain > 0.0 => "the gates help",
         _ => "the gates do not help",
