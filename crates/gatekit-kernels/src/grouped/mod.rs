@@ -28,7 +28,8 @@ pub use plan::SortedSlots;
 /// Rows `offsets[e] .. offsets[e + 1]` of `x` times the transpose of `weight[e]`.
 ///
 /// Differentiable in both tensors; a group without rows has a gradient of zeros. A matrix of a group is never
-/// copied for another. On a GPU all groups are one launch, in the forward pass and for each of the two gradients.
+/// copied for another. On a GPU all groups are one launch, in the forward pass and for each of the two gradients; where
+/// groups are few, the gradient of the weight is summed in slices of their rows, whose sum is a launch more.
 ///
 /// # Shapes
 ///
