@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `bihierarchical-fusion` is written.
+fn main() {}

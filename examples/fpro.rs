@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `fpro` is written.
+fn main() {}

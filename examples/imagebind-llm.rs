@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `imagebind-llm` is written.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `irregular-ehr` is written.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `touchformer` is written.
+fn main() {}

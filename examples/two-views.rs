@@ -1,0 +1,2 @@
+//! Placeholder until the experiment of `two-views` is written.
+fn main() {}
