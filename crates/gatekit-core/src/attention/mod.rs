@@ -4,8 +4,8 @@
 //! [`causal_attention`] is the plain function, [`full_attention`] the one of encoders, [`sink_attention`] the one with sinks,
 //! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
 //! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
-//! compressed keys and values. [`masked_attention`] and [`MultiHeadAttention`] are what encoders need and
-//! decoders that read from them.
+//! compressed keys and values. [`masked_attention`], [`MultiHeadAttention`] and [`PackedAttention`] (the three maps in
+//! one matrix) are what encoders need and decoders that read from them.
 
 mod affine;
 mod cache;
@@ -18,6 +18,7 @@ mod layer;
 mod masked;
 mod multi_head;
 mod packed;
+mod packed_heads;
 mod rotary;
 mod softmax;
 #[cfg(test)]
@@ -31,7 +32,8 @@ pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig
 pub use grid::GridRotaryEmbedding;
 pub use latent::{LatentAttention, LatentAttentionConfig, LatentCache};
 pub use layer::{CausalAttention, Positions, Projected};
-pub use masked::masked_attention;
+pub use masked::{Seen, masked_attention};
 pub use multi_head::{MultiHeadAttention, MultiHeadAttentionConfig};
+pub use packed_heads::{PackedAttention, PackedAttentionConfig};
 pub use rotary::RotaryEmbedding;
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};
