@@ -22,6 +22,7 @@ pub mod pacgnet;
 mod scan;
 pub mod sqrtgate;
 pub mod thor;
+pub mod touchformer;
 pub mod transnormer_llm;
 
 use burn::tensor::Device;
@@ -66,6 +67,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("sqrtgate", sqrtgate::ROWS),
     ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
+    ("touchformer", touchformer::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
 ];
 
