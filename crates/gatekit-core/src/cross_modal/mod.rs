@@ -7,17 +7,23 @@
 //! | [`VoteGate`] | the same, by votes of all modalities |
 //! | [`CrossGate`] | what: another stream's guidance, channel by channel |
 //! | [`thresholded_softmax`] | which modalities take part at all, and with which weight |
+//! | [`ModalityMask`] | which modalities are there, and which of their steps; checked |
+//! | [`masked_mean`], [`last_valid_step`] | what is left of a sequence of which some steps are padding |
 //!
 //! Feature maps are `[B, C, H, W]`, modality axes have M entries in the order of the features.
 
 mod cross;
 mod modality;
+mod pooling;
+mod presence;
 mod spatial;
 mod thresholded;
 mod vote;
 
 pub use cross::{CrossGate, CrossGateConfig, Guidance};
 pub use modality::{ModalitySoftmax, ModalitySoftmaxConfig, masked_softmax, weighted_sum};
+pub use pooling::{last_valid_step, masked_mean, zero_masked};
+pub use presence::{ModalityMask, ModalityMaskError};
 pub use spatial::{SpatialGate, SpatialGateConfig};
 pub use thresholded::{ModalityWeights, thresholded_softmax};
 pub use vote::{VoteGate, VoteGateConfig, Voter};
