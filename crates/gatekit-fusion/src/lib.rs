@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`bihierarchical_fusion`] | a sequence branch and a structure branch that hear of one another at every level |
 //! | [`pacgnet`] | PACGNet: cross-gated dual-stream detection of oriented objects in RGB and infrared images |
+//! | [`two_views`] | cepstra and self-supervised frames of speech, fused four ways to detect forgeries |
 #![deny(missing_docs)]
 
 pub mod bihierarchical_fusion;
 pub mod pacgnet;
+pub mod two_views;
 
 pub use pacgnet::{PacgNet, PacgNetConfig};

@@ -23,6 +23,7 @@ mod scan;
 pub mod sqrtgate;
 pub mod thor;
 pub mod transnormer_llm;
+pub mod two_views;
 
 use burn::tensor::Device;
 
@@ -67,6 +68,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
+    ("two-views", two_views::ROWS),
 ];
 
 /// Builds, runs and judges a case.
