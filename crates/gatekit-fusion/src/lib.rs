@@ -3,12 +3,15 @@
 //! | module | owns |
 //! |---|---|
 //! | [`bihierarchical_fusion`] | a sequence branch and a structure branch that hear of one another at every level |
+//! | [`fpro`] | FPro: image restoration guided by prompts of low and high frequencies |
 //! | [`pacgnet`] | PACGNet: cross-gated dual-stream detection of oriented objects in RGB and infrared images |
 //! | [`two_views`] | cepstra and self-supervised frames of speech, fused four ways to detect forgeries |
 #![deny(missing_docs)]
 
 pub mod bihierarchical_fusion;
+pub mod fpro;
 pub mod pacgnet;
 pub mod two_views;
 
+pub use fpro::{FPro, FProConfig};
 pub use pacgnet::{PacgNet, PacgNetConfig};

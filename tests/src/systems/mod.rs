@@ -5,6 +5,7 @@
 pub mod acm;
 pub mod affine_scaled_attention;
 pub mod bihierarchical_fusion;
+pub mod fpro;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
@@ -51,6 +52,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
     ("bihierarchical-fusion", bihierarchical_fusion::ROWS),
+    ("fpro", fpro::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),

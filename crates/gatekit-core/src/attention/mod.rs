@@ -5,7 +5,7 @@
 //! [`affine_scaled_attention`] the one whose weights are scaled and shifted. [`CausalAttention`] is the
 //! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
 //! compressed keys and values. [`masked_attention`], [`MultiHeadAttention`] and [`PackedAttention`] (the three maps in
-//! one matrix) are what encoders need and decoders that read from them.
+//! one matrix) are what encoders need and decoders that read from them; [`window_partition`] cuts maps into sequences.
 
 mod affine;
 mod cache;
@@ -23,6 +23,7 @@ mod rotary;
 mod softmax;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use affine::{BiasCount, affine_row_mass, affine_scaled_attention, affine_shift, causal_mean};
 pub use cache::KvCache;
@@ -37,3 +38,4 @@ pub use multi_head::{MultiHeadAttention, MultiHeadAttentionConfig};
 pub use packed_heads::{PackedAttention, PackedAttentionConfig};
 pub use rotary::RotaryEmbedding;
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};
+pub use windows::{window_merge, window_partition};
