@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod common;
 pub mod config;
 pub mod conv;
+pub mod convolution;
 pub mod cross_entropy;
 pub mod cross_modal;
 pub mod decay;
