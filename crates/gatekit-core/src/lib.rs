@@ -39,6 +39,7 @@ pub mod sequence;
 pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
+pub mod time_embedding;
 
 pub use common::widen;
 pub use config::{ModuleConfig, check_sizes};

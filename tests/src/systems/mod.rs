@@ -11,6 +11,7 @@ pub mod gated_attention;
 pub mod gla;
 pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod irregular_ehr;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
@@ -58,6 +59,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("gla", gla::ROWS),
     ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("irregular-ehr", irregular_ehr::ROWS),
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),

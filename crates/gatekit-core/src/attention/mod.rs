@@ -6,9 +6,12 @@
 //! layer with gates at every position ([`AttentionGateConfig`]), [`LatentAttention`] the layer with
 //! compressed keys and values. [`masked_attention`], [`MultiHeadAttention`] and [`PackedAttention`] (the three maps in
 //! one matrix) are what encoders need and decoders that read from them; [`window_partition`] cuts maps into sequences.
+//! one matrix) are what encoders need and decoders that read from them. [`channel_masked_attention`] has a softmax for every
+//! value channel.
 
 mod affine;
 mod cache;
+mod channel_masked;
 mod config;
 mod full;
 mod gate;
@@ -27,6 +30,7 @@ mod windows;
 
 pub use affine::{BiasCount, affine_row_mass, affine_scaled_attention, affine_shift, causal_mean};
 pub use cache::KvCache;
+pub use channel_masked::channel_masked_attention;
 pub use config::{AttentionGateConfig, CausalAttentionConfig, GateLayout, SdpaTransform};
 pub use full::full_attention;
 pub use gate::{GateGranularity, GateMode, GatePosition, HeadGate, HeadGateConfig, OutputGateKind};
