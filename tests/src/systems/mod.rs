@@ -10,6 +10,7 @@ pub mod gated_attention;
 pub mod gla;
 pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod imagebind_llm;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
@@ -55,6 +56,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("gla", gla::ROWS),
     ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("imagebind-llm", imagebind_llm::ROWS),
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
