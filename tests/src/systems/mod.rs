@@ -12,6 +12,7 @@ pub mod gla;
 pub mod hecto;
 pub mod hybrid_linear_attention;
 pub mod irregular_ehr;
+pub mod imagebind_llm;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
@@ -60,6 +61,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
     ("irregular-ehr", irregular_ehr::ROWS),
+    ("imagebind-llm", imagebind_llm::ROWS),
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),

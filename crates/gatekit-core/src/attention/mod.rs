@@ -40,6 +40,6 @@ pub use layer::{CausalAttention, Positions, Projected};
 pub use masked::{Seen, masked_attention};
 pub use multi_head::{MultiHeadAttention, MultiHeadAttentionConfig};
 pub use packed_heads::{PackedAttention, PackedAttentionConfig};
-pub use rotary::RotaryEmbedding;
+pub use rotary::{RotaryEmbedding, pairs_to_halves};
 pub use softmax::{AttentionOptions, attention_weights, causal_attention, sink_attention};
 pub use windows::{window_merge, window_partition};
