@@ -159,8 +159,7 @@ mod tests {
             gate.outer.weight = Param::from_tensor(float32(&[1.0, 0.0, 0.0, -1.0], [4, 1], &device));
             gate.outer.bias = Some(Param::from_tensor(float32(&[0.5], [1], &device)));
             let g = [logistic(0.5), logistic(1.5)];
-            let mixed: Vec<f64> =
-                (0..4).map(|i| g[i / 2] * a[i] + (1.0 - g[i / 2]) * b[i]).collect();
+            let mixed: Vec<f64> = (0..4).map(|i| g[i / 2] * a[i] + (1.0 - g[i / 2]) * b[i]).collect();
             let output = gate.forward(tensor(&a), tensor(&b));
             assert_close(&values(output.gate), &g, 1e-6);
             assert_close(&values(output.mixture), &mixed, 1e-6);
@@ -238,7 +237,8 @@ mod tests {
         device.seed(1);
         let gate = ConvexGateConfig::new(8).with_dropout(0.5).init(&device.clone().autodiff());
         let ones = |device: &Device| Tensor::<3>::ones([1, 4, 8], device);
-        let gates = |gate: &ConvexGate, device: &Device| values(gate.forward(ones(device), ones(device)).gate);
+        let gates =
+            |gate: &ConvexGate, device: &Device| values(gate.forward(ones(device), ones(device)).gate);
         let trained = gates(&gate, &device.clone().autodiff());
         assert!(trained[..8] != trained[8..16], "every step drops others");
         let plain = gates(&gate.valid(), &device);

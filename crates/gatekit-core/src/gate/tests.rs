@@ -10,6 +10,21 @@ fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 
+/// The error function: its series, and far out its limit.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    // erf(x) = 2 / sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (2n+1)!!, all terms of one sign.
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..200 {
+        term *= 2.0 * x * x / (2 * n + 1) as f64;
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
 fn by_hand(activation: GateActivation, z: f64) -> f64 {
     match activation {
         GateActivation::Sigmoid => logistic(z),
@@ -17,6 +32,7 @@ fn by_hand(activation: GateActivation, z: f64) -> f64 {
         GateActivation::NonSparseSigmoid => 0.5 + 0.5 * logistic(z),
         GateActivation::Tanh => z.tanh(),
         GateActivation::Swish => z * logistic(z),
+        GateActivation::Gelu => 0.5 * z * (1.0 + erf(z / 2f64.sqrt())),
         GateActivation::Relu => z.max(0.0),
         GateActivation::Identity => z,
         GateActivation::TemperedSigmoid(t) => logistic(z / t),
