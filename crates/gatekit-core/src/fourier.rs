@@ -123,7 +123,8 @@ mod tests {
         let value = |u: usize, v: usize| {
             let terms = (0..height * width).map(|at| {
                 let (y, x_) = (at / width, at % width);
-                let angle = -TAU * (u as f64 * y as f64 / height as f64 + v as f64 * x_ as f64 / width as f64);
+                let angle =
+                    -TAU * (u as f64 * y as f64 / height as f64 + v as f64 * x_ as f64 / width as f64);
                 (x[at] * angle.cos(), x[at] * angle.sin())
             });
             terms.fold((0.0, 0.0), |sum, term| (sum.0 + term.0, sum.1 + term.1))
@@ -180,7 +181,12 @@ mod tests {
         assert_close(&values(irfft2(spectrum(&im), 4)), &expected, 1e-12);
         // With 5 columns the last frequency is an ordinary one.
         let odd = values(irfft2(spectrum(&[0.0; 6]), 5));
-        assert!(values(irfft2(spectrum(&im), 5)).iter().zip(odd).any(|(with, without)| (with - without).abs() > 0.1));
+        assert!(
+            values(irfft2(spectrum(&im), 5))
+                .iter()
+                .zip(odd)
+                .any(|(with, without)| (with - without).abs() > 0.1)
+        );
     }
 
     #[test]
@@ -195,10 +201,16 @@ mod tests {
                     let spectrum = rfft2(x);
                     spectrum.re.square() * weight(&device, columns) + spectrum.im
                 });
-                check_gradients(&ramp(2 * height * columns, 1.0), [2, 1, height, columns], &device, |parts| {
-                    let spectrum = Spectrum { re: parts.clone().narrow(0, 0, 1), im: parts.narrow(0, 1, 1) };
-                    irfft2(spectrum, width) * weight(&device, width)
-                });
+                check_gradients(
+                    &ramp(2 * height * columns, 1.0),
+                    [2, 1, height, columns],
+                    &device,
+                    |parts| {
+                        let spectrum =
+                            Spectrum { re: parts.clone().narrow(0, 0, 1), im: parts.narrow(0, 1, 1) };
+                        irfft2(spectrum, width) * weight(&device, width)
+                    },
+                );
             }
         }
     }

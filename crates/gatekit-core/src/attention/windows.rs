@@ -18,9 +18,11 @@ pub fn window_partition(x: Tensor<4>, size: usize) -> Tensor<3> {
         x.dims()
     );
     let (rows, columns) = (height / size, width / size);
-    x.reshape([batch, channels, rows, size, columns, size])
-        .permute([0, 2, 4, 3, 5, 1])
-        .reshape([batch * rows * columns, size * size, channels])
+    x.reshape([batch, channels, rows, size, columns, size]).permute([0, 2, 4, 3, 5, 1]).reshape([
+        batch * rows * columns,
+        size * size,
+        channels,
+    ])
 }
 
 /// Puts windows back: `[B H W / size^2, size^2, C]` to `[B, C, H, W]` with `[H, W] = sides`, the inverse of

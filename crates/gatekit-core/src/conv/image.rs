@@ -96,9 +96,7 @@ pub fn depthwise_conv2d(
         short_convolution(rows, taps, bias, None, None, false)
     });
     let sum = rows.reduce(|sum, row| sum + row).expect("a filter has a row");
-    sum.narrow(1, kw - 1, out_width)
-        .reshape([batch, out_height, out_width, channels])
-        .permute([0, 3, 1, 2])
+    sum.narrow(1, kw - 1, out_width).reshape([batch, out_height, out_width, channels]).permute([0, 3, 1, 2])
 }
 
 #[cfg(test)]
@@ -153,10 +151,12 @@ mod tests {
             let bias = || float64(&[0.3, -0.2], [2], &device);
             let cotangent = || float64(&ramp(48, 1.2), [2, 2, 4, 3], &device);
             check_gradients(&x, [2, 2, 4, 3], &device, |x| {
-                depthwise_conv2d(x, float64(&weight, [2, 1, 3, 3], &device), Some(bias()), [1, 1]) * cotangent()
+                depthwise_conv2d(x, float64(&weight, [2, 1, 3, 3], &device), Some(bias()), [1, 1])
+                    * cotangent()
             });
             check_gradients(&weight, [2, 1, 3, 3], &device, |weight| {
-                depthwise_conv2d(float64(&x, [2, 2, 4, 3], &device), weight, Some(bias()), [1, 1]) * cotangent()
+                depthwise_conv2d(float64(&x, [2, 2, 4, 3], &device), weight, Some(bias()), [1, 1])
+                    * cotangent()
             });
             check_gradients(&[0.3, -0.2], [2], &device, |bias| {
                 let x = float64(&x, [2, 2, 4, 3], &device);

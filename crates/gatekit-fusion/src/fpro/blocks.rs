@@ -74,7 +74,11 @@ impl ChannelAttention {
     pub fn new(channels: usize, heads: usize, device: &Device) -> Result<Self, ConfigError> {
         gatekit_core::check_sizes(&[("dim", channels), ("heads", heads)])?;
         if !channels.is_multiple_of(heads) {
-            return Err(ConfigError::new("heads", heads, format!("a divisor of the level's width {channels}")));
+            return Err(ConfigError::new(
+                "heads",
+                heads,
+                format!("a divisor of the level's width {channels}"),
+            ));
         }
         Ok(Self {
             temperature: Initializer::Ones.init([heads, 1, 1], device),
@@ -182,15 +186,21 @@ impl DecoderBlock {
 /// Squares of 2x2 pixels become channels: `[B, C, H, W]` to `[B, 4 C, H / 2, W / 2]`.
 pub(super) fn pixel_unshuffle(x: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height / 2, 2, width / 2, 2])
-        .permute([0, 1, 3, 5, 2, 4])
-        .reshape([batch, 4 * channels, height / 2, width / 2])
+    x.reshape([batch, channels, height / 2, 2, width / 2, 2]).permute([0, 1, 3, 5, 2, 4]).reshape([
+        batch,
+        4 * channels,
+        height / 2,
+        width / 2,
+    ])
 }
 
 /// Fours of channels become squares of 2x2 pixels: `[B, 4 C, H, W]` to `[B, C, 2 H, 2 W]`.
 pub(super) fn pixel_shuffle(x: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels / 4, 2, 2, height, width])
-        .permute([0, 1, 4, 2, 5, 3])
-        .reshape([batch, channels / 4, 2 * height, 2 * width])
+    x.reshape([batch, channels / 4, 2, 2, height, width]).permute([0, 1, 4, 2, 5, 3]).reshape([
+        batch,
+        channels / 4,
+        2 * height,
+        2 * width,
+    ])
 }

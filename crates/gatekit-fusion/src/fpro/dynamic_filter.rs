@@ -133,7 +133,8 @@ impl GatedDynamicFilter {
         };
         // Every image has its own filters: one map of all images' channels.
         let padded = padded.reshape([1, batch * channels, height + 2 * half, width + 2 * half]);
-        let low = depthwise_conv2d(padded, of_channels, None, [0, 0]).reshape([batch, channels, height, width]);
+        let low =
+            depthwise_conv2d(padded, of_channels, None, [0, 0]).reshape([batch, channels, height, width]);
         Ok(FrequencyParts { high: x - low.clone(), low, filters, gate })
     }
 }

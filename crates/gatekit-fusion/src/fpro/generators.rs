@@ -124,10 +124,7 @@ impl LowPromptGenerator {
         let (re, im) = (gated.clone().narrow(1, 0, dim), gated.narrow(1, dim, dim));
         let part = |index: usize| weight.clone().narrow(4, index, 1).reshape([1, dim, height, columns]);
         let (a, b) = (part(0), part(1));
-        let spectrum = Spectrum {
-            re: re.clone() * a.clone() - im.clone() * b.clone(),
-            im: re * b + im * a,
-        };
+        let spectrum = Spectrum { re: re.clone() * a.clone() - im.clone() * b.clone(), im: re * b + im * a };
         irfft2(spectrum, self.width).cast(dtype)
     }
 }

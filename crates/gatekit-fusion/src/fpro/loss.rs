@@ -25,7 +25,8 @@ pub fn restoration_loss(restored: Tensor<4>, target: Tensor<4>, fft_weight: f64)
     let twice: Vec<f64> =
         (0..=width / 2).map(|v| if (2 * v).is_multiple_of(width) { 1.0 } else { 2.0 }).collect();
     let columns = twice.len();
-    let twice = Tensor::<4>::from_data(TensorData::new(twice, [1, 1, 1, columns]), (&re.device(), re.dtype()));
+    let twice =
+        Tensor::<4>::from_data(TensorData::new(twice, [1, 1, 1, columns]), (&re.device(), re.dtype()));
     let sum = ((re.abs() + im.abs()) * twice).sum();
     pixels + sum.mul_scalar(fft_weight / (2 * batch * channels * height * width) as f64)
 }

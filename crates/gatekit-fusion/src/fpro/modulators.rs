@@ -156,6 +156,8 @@ fn check_widths(dim: usize, channels: usize, heads: usize) -> Result<(), ConfigE
     check_sizes(&[("dim", dim), ("decoder_dim", channels), ("prompt_heads", heads)])?;
     match channels.is_multiple_of(heads) {
         true => Ok(()),
-        false => Err(ConfigError::new("prompt_heads", heads, format!("a divisor of decoder_dim = {channels}"))),
+        false => {
+            Err(ConfigError::new("prompt_heads", heads, format!("a divisor of decoder_dim = {channels}")))
+        }
     }
 }

@@ -30,7 +30,11 @@ impl Tiling {
     /// than `size`, which would leave gaps.
     pub fn new(height: usize, width: usize, size: usize, stride: usize) -> Result<Self, InputError> {
         if height == 0 || width == 0 {
-            return Err(InputError::new("image", format!("{height} by {width} pixels"), "at least one pixel"));
+            return Err(InputError::new(
+                "image",
+                format!("{height} by {width} pixels"),
+                "at least one pixel",
+            ));
         }
         if size == 0 || !size.is_multiple_of(MULTIPLE) {
             return Err(InputError::new("size", size, format!("a multiple of {MULTIPLE}")));

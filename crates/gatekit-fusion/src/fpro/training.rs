@@ -70,7 +70,11 @@ impl FProTraining {
             return Err(ConfigError::new("weight_decay", self.weight_decay, "a finite number, at least 0"));
         }
         if !(self.max_gradient_norm.is_finite() && self.max_gradient_norm > 0.0) {
-            return Err(ConfigError::new("max_gradient_norm", self.max_gradient_norm, "a finite number above 0"));
+            return Err(ConfigError::new(
+                "max_gradient_norm",
+                self.max_gradient_norm,
+                "a finite number above 0",
+            ));
         }
         Ok(())
     }
@@ -166,11 +170,7 @@ impl FProTrainer {
 
 /// Scales all gradients of `module` by one factor so that their norm together is at most `max_norm`; returns them and the
 /// norm before.
-pub fn clipped<M: Module>(
-    module: &M,
-    gradients: GradientsParams,
-    max_norm: f64,
-) -> (GradientsParams, f64) {
+pub fn clipped<M: Module>(module: &M, gradients: GradientsParams, max_norm: f64) -> (GradientsParams, f64) {
     let mut squares = Squares { gradients: &gradients, sum: None };
     module.visit(&mut squares);
     let norm = squares.sum.map_or(0.0, |sum| sum.into_scalar::<f64>().sqrt());
