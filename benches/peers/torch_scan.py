@@ -6,6 +6,8 @@
 * softmax: PyTorch's scaled dot product attention
 * moe-layer: transformers' Qwen3-MoE block, an expert at a time or as one grouped product, whichever is faster here
 * dense-swiglu: a SwiGLU layer
+* pacgnet: the detector of `torch_pacgnet.py`, in the memory layout that is faster here, at inference with and without its
+  normalisations folded into the convolutions
 
 Needs: pip install torch transformers flash-linear-attention einops
 """
@@ -18,6 +20,7 @@ warnings.filterwarnings("ignore")
 import torch
 import torch.nn.functional as F
 
+import torch_pacgnet
 from worker import EXPERTS_PER_TOKEN, Case, Worker
 
 CHUNK = 64
@@ -181,6 +184,9 @@ def cases():
         yield Case("moe-layer", "transformers, Qwen3-MoE", QwenBlock())
     except ImportError as error:
         warn("moe-layer", error)
+
+    yield torch_pacgnet.Network()
+    yield torch_pacgnet.Convolutions()
 
     def attention(x):
         heads_first = (x[name].transpose(1, 2) for name in "qkv")

@@ -31,7 +31,11 @@ EXPERTS_PER_TOKEN = 8
 
 @dataclass
 class Case:
-    """An op this peer has: `run(inputs)` computes the output, `step(inputs, state)` one token."""
+    """An op this peer has: `run(inputs)` computes the output, `step(inputs, state)` one token.
+
+    A case may be of another class with `op`, `form` and `passes()` that makes its own inputs: `prepare(request)` is a
+    function that executes it once, `compare(request)` the output for given inputs.
+    """
 
     op: str
     form: str
@@ -133,6 +137,8 @@ class Worker:
         if op == "matmul":
             return self.matmul(request["shape"], dtype)
         case = self.cases[op]
+        if not isinstance(case, Case):
+            return case.prepare(request)
         shape = list(request["shape"])
         if wanted == "decode":
             return self.decode(case, shape, dtype, request["seed"])
@@ -169,13 +175,16 @@ class Worker:
         return lambda: left @ right
 
     def compare(self, request):
+        case = self.cases[request["op"]]
+        if not isinstance(case, Case):
+            return case.compare(request)
         dtype = self.dtypes[request["dtype"]]
         inputs = {}
         for name, size in shapes(request["op"], *request["shape"]).items():
             values = torch.tensor(request["inputs"][name], device=self.device).reshape(size)
             inputs[name] = values if name == "log_decay" else values.to(dtype)
         with torch.no_grad():
-            return self.cases[request["op"]].run(inputs).float().flatten().tolist()
+            return case.run(inputs).float().flatten().tolist()
 
     def synchronize(self):
         if self.device == "cuda":

@@ -11,6 +11,7 @@ use crate::{
     entrant::message,
     experts,
     op::{Form, Op, Pass, Precision},
+    pacgnet,
     peer::{Peer, Request},
     plan::Settings,
     scans,
@@ -21,6 +22,9 @@ use crate::{
 const SHAPE: Shape = Shape::new(2, 128, 3, 32);
 /// More experts than a token has.
 const EXPERTS: Shape = Shape { value_dim: 16, ..Shape::new(2, 64, 12, 32) };
+
+/// Images large enough that every level of the detector has more than one cell.
+const IMAGES: Shape = Shape::new(2, 96, 1, 3);
 
 /// How far a peer's result is from ours.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,18 +65,27 @@ impl fmt::Display for Agreement {
     }
 }
 
+/// The output of a case for given inputs.
+type OutputOf = fn(Case, &Device, &[(&'static str, Vec<f32>)]) -> Vec<f32>;
+
 /// Compares the outputs of `op`; `None` where the peer does not have it.
 pub fn of(peer: &mut Peer, op: Op, settings: &Settings, ours: (&str, &Device)) -> Option<Agreement> {
     let precision = settings.precision;
     peer.ready().form(op, Pass::Forward, precision)?;
+    if op.is_detector() && op != Op::PacgNet {
+        return None;
+    }
     // Half precision keeps 8 to 11 bits.
     let tolerance = if precision == Precision::F32 { 1e-4 } else { 3e-2 };
     let inputs = inputs(op);
-    let shape = if op.is_feed_forward() { EXPERTS } else { SHAPE };
+    let (shape, output_of): (Shape, OutputOf) = match op {
+        Op::PacgNet => (IMAGES, pacgnet::output_of),
+        _ if op.is_feed_forward() => (EXPERTS, experts::output_of),
+        _ => (SHAPE, scans::output_of),
+    };
     let request = Request::new(op.name(), shape, Pass::Forward, precision, settings.threads, 0);
     let form = if op.has(Form::Fused, Pass::Forward) { Form::Fused } else { Form::Portable };
     let case = Case { op, form, pass: Pass::Forward, shape, precision };
-    let output_of = if op.is_feed_forward() { experts::output_of } else { scans::output_of };
     let computed = std::panic::catch_unwind(|| output_of(case, ours.1, &inputs));
     let difference = peer
         .output(&request, &inputs)
@@ -105,6 +118,10 @@ fn inputs(op: Op) -> Vec<(&'static str, Vec<f32>)> {
         return names
             .map(|(name, size)| (name, (0..size).map(|_| random.random_range(-0.5..0.5)).collect()))
             .collect();
+    }
+    if op == Op::PacgNet {
+        let size = IMAGES.batch * IMAGES.key_dim * IMAGES.time * IMAGES.time;
+        return ["rgb", "ir"].map(|name| (name, (0..size).map(|_| random.random()).collect())).to_vec();
     }
     let tokens = SHAPE.batch * SHAPE.time * SHAPE.heads;
     let mut uniform = |count: usize, from: f32, to: f32| -> Vec<f32> {

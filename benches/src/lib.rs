@@ -3,13 +3,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`shape`], [`op`], [`case`] | what can be measured, by name |
-//! | [`work`], [`scans`], [`vectors`], [`layers`], [`experts`] | a case made ready to be executed |
+//! | [`work`], [`scans`], [`vectors`], [`layers`], [`experts`], [`pacgnet`] | a case made ready to be executed |
 //! | [`memory`] | bytes the program holds, from its allocator |
 //! | [`statistics`], [`race`] | how times are taken: contestants in turn, medians and quartiles |
 //! | [`peer`], [`agreement`] | other libraries, behind worker processes; whether they compute the same |
 //! | [`plan`], [`entrant`] | which contests a report runs, and who takes part |
 //! | [`row`], [`store`], [`machine`] | what a report leaves behind |
-//! | [`figure`], [`headline`], [`expert_headline`], [`table`], [`plots`] | what it shows |
+//! | [`figure`], [`headline`], [`expert_headline`], [`pacgnet_headline`], [`table`], [`plots`] | what it shows |
 //! | [`cli`], [`report`], [`check`], [`error`] | the program |
 #![deny(missing_docs)]
 
@@ -27,6 +27,8 @@ pub mod layers;
 pub mod machine;
 pub mod memory;
 pub mod op;
+pub mod pacgnet;
+pub mod pacgnet_headline;
 pub mod peer;
 pub mod plan;
 pub mod plots;

@@ -89,6 +89,13 @@ named! {
         AcmQuarter = "acm-quarter",
         /// The mixture-of-experts layer when four of five slots are skipped by their share (MoDES).
         SkippingMoe = "moe-layer-fifth",
+        /// PACGNet's nano model over pairs of images, `time` (up to a multiple of 32) pixels high and wide. With a backward
+        /// pass: a training step, with batch statistics, the assignment, the losses and the optimiser.
+        PacgNet = "pacgnet",
+        /// Its cross-gating and pyramidal gating by themselves.
+        PacgNetGates = "pacgnet-gates",
+        /// Its convolutions by themselves, without what comes between them.
+        PacgNetConvolutions = "pacgnet-convolutions",
     }
 }
 
@@ -136,7 +143,12 @@ impl Op {
             Self::GatedRmsNorm,
             Self::Softmax,
         ];
-        !others.contains(&self) && !self.is_feed_forward()
+        !others.contains(&self) && !self.is_feed_forward() && !self.is_detector()
+    }
+
+    /// Whether it is the detector or a part of it.
+    pub fn is_detector(self) -> bool {
+        matches!(self, Self::PacgNet | Self::PacgNetGates | Self::PacgNetConvolutions)
     }
 
     /// Whether it is a feed-forward layer of experts, or what one is compared with.
@@ -161,7 +173,8 @@ impl Op {
             // It has no state.
             Self::GatedRmsNorm => pass != Pass::Decode,
             _ if self.saves() => (form, pass) == (Form::Fused, Pass::Forward),
-            _ if self.is_feed_forward() => form == Form::Fused && pass != Pass::Decode,
+            Self::PacgNetGates => (form, pass) == (Form::Fused, Pass::Forward),
+            _ if self.is_feed_forward() || self.is_detector() => form == Form::Fused && pass != Pass::Decode,
             _ => true,
         }
     }

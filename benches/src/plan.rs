@@ -4,6 +4,7 @@ use crate::{
     case::Case,
     expert_headline,
     op::{Form, Op, Pass, Precision},
+    pacgnet_headline,
     peer::{PeerKind, Ready},
     row::{COPY, MATMUL, Row},
     shape::Shape,
@@ -166,6 +167,21 @@ impl Settings {
             Contest { name: format!("experts {pass} {} {}", self.precision, expert_headline::SHAPE), specs }
         };
         self.with_peaks([Pass::Forward, Pass::ForwardBackward].map(contest).to_vec(), peers)
+    }
+
+    /// Exactly what the figures of PACGNet need: everybody of a pass in one contest.
+    pub fn pacgnet(&self, peers: Peers) -> Vec<Contest> {
+        let contest = |pass: Pass, shape: Shape| {
+            let mut specs = Vec::new();
+            for op in pacgnet_headline::OPS.into_iter().filter(|op| op.has(Form::Fused, pass)) {
+                let case = Case { op, form: Form::Fused, pass, shape, precision: self.precision };
+                specs.extend(self.devices.iter().map(|device| Spec::Ours { device: device.clone(), case }));
+                specs.extend(self.peers_of(op, pass, shape, peers));
+            }
+            Contest { name: format!("pacgnet {pass} {} {shape}", self.precision), specs }
+        };
+        let [image, batch] = pacgnet_headline::SHAPES;
+        vec![contest(Pass::Forward, image), contest(Pass::ForwardBackward, batch)]
     }
 
     fn peers_of(&self, op: Op, pass: Pass, shape: Shape, peers: Peers) -> impl Iterator<Item = Spec> {
@@ -349,7 +365,9 @@ mod tests {
     #[test]
     fn rows_of_a_report_differ() {
         let settings = Settings { ops: Op::ALL.to_vec(), ..settings() };
-        for contests in [settings.contests(&ggml()), settings.headline(&ggml()), settings.experts(&ggml())] {
+        let peers = ggml();
+        let all = [Settings::contests, Settings::headline, Settings::experts, Settings::pacgnet];
+        for contests in all.map(|contests| contests(&settings, &peers)) {
             let mut keys = HashSet::new();
             for contest in &contests {
                 for spec in &contest.specs {

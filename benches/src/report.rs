@@ -21,6 +21,7 @@ use crate::{
     figure::Figure,
     headline,
     machine::{Machine, device_name},
+    pacgnet_headline,
     peer::{Peer, PeerKind, Ready, Request},
     plan::{Contest, Place, Settings, Spec, on_cpu},
     plots,
@@ -77,6 +78,7 @@ pub fn run(args: &ReportArgs) -> Result<(), BenchError> {
 
     let mut figures = headline::figures(store.rows());
     figures.extend(expert_headline::figures(store.rows()));
+    figures.extend(pacgnet_headline::figures(store.rows()));
     let json = Json {
         machine: &machine,
         agreements: &report.agreements,
@@ -176,10 +178,11 @@ impl Report<'_> {
             let mut peer = peer.borrow_mut();
             let device = self.devices.iter().find(|(name, _)| on_cpu(name) != peer.kind().on_gpu());
             let Some((name, device)) = device.or(self.devices.first()) else { continue };
-            let ops = match (self.args.headline, self.args.experts) {
-                (true, _) => &crate::plan::HEADLINE_OPS[..],
-                (false, true) => &crate::expert_headline::OPS[..],
-                (false, false) => &self.settings.ops,
+            let ops = match self.args {
+                ReportArgs { headline: true, .. } => &crate::plan::HEADLINE_OPS[..],
+                ReportArgs { experts: true, .. } => &expert_headline::OPS[..],
+                ReportArgs { pacgnet: true, .. } => &pacgnet_headline::OPS[..],
+                _ => &self.settings.ops,
             };
             for &op in ops {
                 let Some(agreement) = agreement::of(&mut peer, op, &self.settings, (name, device)) else {
@@ -208,10 +211,11 @@ impl Report<'_> {
                 (peer.kind(), ready)
             })
             .collect();
-        match (self.args.headline, self.args.experts) {
-            (true, _) => self.settings.headline(&peers),
-            (false, true) => self.settings.experts(&peers),
-            (false, false) => self.settings.contests(&peers),
+        match self.args {
+            ReportArgs { headline: true, .. } => self.settings.headline(&peers),
+            ReportArgs { experts: true, .. } => self.settings.experts(&peers),
+            ReportArgs { pacgnet: true, .. } => self.settings.pacgnet(&peers),
+            _ => self.settings.contests(&peers),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
     case::Case,
     experts, layers,
     op::{Op, Pass, Precision},
-    scans, vectors,
+    pacgnet, scans, vectors,
 };
 
 /// A case with its inputs, on a device.
@@ -96,6 +96,7 @@ pub fn prepare(case: Case, device: &Device, seed: u64) -> Work {
         Op::GatedRmsNorm => layers::gated_rms_norm(case, device),
         Op::Softmax => layers::softmax(case, device),
         op if op.is_feed_forward() => experts::prepare(case, device),
+        op if op.is_detector() => pacgnet::prepare(case, device),
         _ => scans::prepare(case, device),
     }
 }
@@ -151,6 +152,16 @@ impl Inputs {
         Tensor::random(dims, Distribution::Normal(0.0, 1.0), (&self.device, DType::F32))
     }
 
+    /// Bytes of what was drawn so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether inputs are differentiated.
+    pub fn differentiates(&self) -> bool {
+        self.differentiate
+    }
+
     /// The device that modules belong on.
     pub fn module_device(&self) -> Device {
         if self.differentiate { self.device.clone().autodiff() } else { self.device.clone() }
@@ -168,6 +179,12 @@ impl Inputs {
             }
             false => (Box::new(move || drop(black_box(forward()))), output_bytes),
         };
+        Work { device: Some(self.device), execute, input_bytes: self.bytes, result_bytes }
+    }
+
+    /// What `execute` does, whose results have `result_bytes`.
+    pub fn work(self, result_bytes: usize, execute: impl FnMut() + 'static) -> Work {
+        let execute = Box::new(execute);
         Work { device: Some(self.device), execute, input_bytes: self.bytes, result_bytes }
     }
 

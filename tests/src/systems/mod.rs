@@ -11,6 +11,8 @@ pub mod gated_attention;
 pub mod gla;
 pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod irregular_ehr;
+pub mod imagebind_llm;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
@@ -24,6 +26,7 @@ mod scan;
 pub mod sqrtgate;
 pub mod thor;
 pub mod transnormer_llm;
+pub mod two_views;
 
 use burn::tensor::Device;
 
@@ -57,6 +60,8 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("gla", gla::ROWS),
     ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("irregular-ehr", irregular_ehr::ROWS),
+    ("imagebind-llm", imagebind_llm::ROWS),
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
@@ -69,6 +74,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
+    ("two-views", two_views::ROWS),
 ];
 
 /// Builds, runs and judges a case.

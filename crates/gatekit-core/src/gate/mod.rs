@@ -4,10 +4,12 @@
 //! a straight-through gradient, [`straight_through_one_hot`] and [`gumbel_softmax`] for a choice of one,
 //! [`lower_bounded_gate`], [`selective_gate`] (every step against those after it). Applied: [`output_gate`], [`convex_mix`],
 //! [`power_mix`], [`highway`], [`gated_residual`], [`gated_sum`], and as modules with parameters [`OutputGate`],
+//! [`Highway`], [`ConvexGate`], [`TanhGate`] and [`GatedSum`]. All of them keep finite values and gradients at any
 //! [`Highway`], [`TanhGate`], [`SelfGate`] and [`GatedSum`]. All of them keep finite values and gradients at any
 //! finite logit: a gate may be exactly 0 or 1.
 
 mod activation;
+mod convex;
 mod functions;
 mod layers;
 mod power_mix;
@@ -20,6 +22,7 @@ mod sum;
 mod tests;
 
 pub use activation::{GateActivation, sigmoid};
+pub use convex::{ConvexGate, ConvexGateConfig, ConvexMixture, GateLevel};
 pub use functions::{
     convex_mix, gated_residual, gumbel_sigmoid, hard_gate, highway, logistic_noise, lower_bounded_gate,
     output_gate,
