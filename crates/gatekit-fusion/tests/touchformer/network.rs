@@ -87,7 +87,11 @@ fn padding_and_company_change_nothing() {
         // The first sequence of sensor 2 lasts 6 steps, and then padding of NaN; the second lacks sensors.
         let padded = Tensor::cat(vec![x[2].clone(), Tensor::full([2, 3, 5], f64::NAN, &device)], 1);
         let long: [&[bool]; 2] = [&[true, true, true, true, true, true, false, false, false]; 2];
-        let steps = vec![mask(&[&[true; 4]; 2], &device), mask(&[&[true]; 2], &device), mask(&long, &device)];
+        let steps = vec![
+            mask(&[&[true; 4], &[true; 4]], &device),
+            mask(&[&[true], &[true]], &device),
+            mask(&long, &device),
+        ];
         let present = mask(&[&[true, true, true], &[true, false, false]], &device);
         let both = ModalityMask::new(present, steps).expect("well formed");
         let got = model.forward(&[x[0].clone(), x[1].clone(), padded], &both);
