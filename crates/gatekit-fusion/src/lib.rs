@@ -12,8 +12,8 @@
 
 pub mod bihierarchical_fusion;
 pub mod fpro;
-pub mod irregular_ehr;
 pub mod imagebind_llm;
+pub mod irregular_ehr;
 pub mod pacgnet;
 pub mod two_views;
 
