@@ -1,9 +1,10 @@
 //! Captions for what a language model has never seen: one vector added behind its heads, through gates that start at 0.
 //!
 //! After Han, Zhang, Shao et al. 2023, arXiv 2309.03905. A small decoder learns captions as text ("a red ball and a
-//! blue cup"). Then it is frozen, and a bind network with its gates learns from images and their captions alone. Does
-//! training start from the language model's loss? Does it describe sounds, which share the space with images but for a
-//! gap, with the visual cache and without? And an image of one thing mixed with the sound of another?
+//! blue cup"). Then it is frozen, and a bind network with its gates learns from images and their captions alone; then
+//! norms, biases and low-rank deltas of the decoder are tuned on the same. Does training start from the language model's
+//! loss? Does it describe sounds, which share the space with images but for a gap, with the visual cache and without? And
+//! an image of one thing mixed with the sound of another?
 //!
 //! ```text
 //! cargo run --release -p gatekit-examples --example imagebind-llm
@@ -23,11 +24,11 @@ use std::process::ExitCode;
 use burn::tensor::Tensor;
 use clap::Parser;
 use gatekit::core::probe::LinePlot;
-use gatekit::fusion::imagebind_llm::ImageBindLlm;
+use gatekit::fusion::imagebind_llm::{ImageBindLlm, Phase};
 use gatekit_examples::{ExampleError, Experiment, Results, Robustness, say};
 
 use captioning::{NEIGHBOURS, SHARES, Test};
-use learning::{Learned, mean};
+use learning::{EARLY, Learned, mean};
 use world::World;
 
 /// A joint embedding space in words.
@@ -35,18 +36,22 @@ use world::World;
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Steps on images, after half as many on text [default: 900, quick: 40]
+    /// Steps of pre-training on images, after half and before two thirds as many on text and of tuning [default: 1200,
+    /// quick: 40]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(20..))]
     steps: Option<u32>,
-    /// Highest learning rate on images
-    #[arg(long, value_name = "X", default_value_t = 3e-3)]
+    /// Highest learning rate of pre-training
+    #[arg(long, value_name = "X", default_value_t = 1e-2)]
     rate: f64,
+    /// Highest learning rate of tuning
+    #[arg(long, value_name = "X", default_value_t = 3e-3)]
+    tuning_rate: f64,
 }
 
 const ZERO: &str = "gate from 0";
 const ONE: &str = "gate from 1";
-/// Steps of the picture of the early losses.
-const EARLY: usize = 100;
+/// Rank of the deltas in tuning.
+const RANK: usize = 8;
 
 fn main() -> ExitCode {
     gatekit_examples::exit(run(&Args::parse()))
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), ExampleError> {
     let experiment = &args.experiment;
-    let steps = args.steps.map_or_else(|| experiment.steps(900, 40), |steps| steps as usize);
+    let steps = args.steps.map_or_else(|| experiment.steps(1200, 40), |steps| steps as usize);
     let device = experiment.device()?;
     let out = experiment.out_dir("imagebind-llm")?;
     let (mut results, mut shares) = (Results::new(), Results::new());
@@ -66,12 +71,20 @@ fn run(args: &Args) -> Result<(), ExampleError> {
         let test = Test::new(&world, experiment.steps(480, 48), seed, &device)?;
         for (variant, start) in [(ZERO, 0.0), (ONE, 1.0)] {
             let model = with_gates(text.clone(), start);
-            let learned = learning::images(model, &world, steps, args.rate, (variant, seed), &device)?;
-            record_losses(&mut results, variant, seed, &learned);
-            record_captions(&mut results, variant, seed, &learned.model, &test)?;
-            test.robustness(&learned.model, variant, seed, &mut robustness)?;
+            let phase = learning::phase(Phase::Pretrain, steps, args.rate);
+            let learned = learning::learn(model, &world, &phase, (variant, seed), &device)?;
+            record_start(&mut results, variant, seed, &learned);
+            record(&mut results, variant, seed, &learned, &test)?;
+            let (phase, tuned) = (
+                learning::phase(Phase::Finetune, 2 * steps / 3, args.tuning_rate),
+                format!("{variant}, tuned"),
+            );
+            let model = learned.model.clone().tuned(true, RANK);
+            let both = learning::learn(model, &world, &phase, (&tuned, seed), &device)?;
+            record(&mut results, &tuned, seed, &both, &test)?;
+            test.robustness(&both.model, variant, seed, &mut robustness)?;
             if start == 0.0 {
-                record_shares(&mut shares, seed, &learned.model, &test)?;
+                record_shares(&mut shares, seed, &both.model, &test)?;
             }
             runs.push((variant, learned));
         }
@@ -101,26 +114,24 @@ fn with_gates(mut model: ImageBindLlm, start: f64) -> ImageBindLlm {
     model
 }
 
-fn record_losses(results: &mut Results, variant: &str, seed: u64, learned: &Learned) {
-    let highest = learned.losses.iter().take(EARLY).fold(f64::MIN, |highest, loss| highest.max(*loss));
-    let last = &learned.losses[learned.losses.len() - learned.losses.len() / 10..];
-    for (metric, value) in [
-        ("text alone", learned.text_loss),
-        ("step 0", learned.losses[0]),
-        ("highest early", highest),
-        ("last tenth", mean(last)),
-    ] {
-        results.record(variant, metric, seed, value);
-    }
+/// How the first steps compare with the language model alone on the same captions.
+fn record_start(results: &mut Results, variant: &str, seed: u64, learned: &Learned) {
+    let above = learned.losses.iter().zip(&learned.text_losses).map(|(loss, text)| loss - text);
+    results.record(variant, "text alone", seed, learned.text_losses[0]);
+    results.record(variant, "step 0", seed, learned.losses[0]);
+    results.record(variant, "most above text", seed, above.fold(f64::MIN, f64::max));
 }
 
-fn record_captions(
+fn record(
     results: &mut Results,
     variant: &str,
     seed: u64,
-    model: &ImageBindLlm,
+    learned: &Learned,
     test: &Test,
 ) -> Result<(), ExampleError> {
+    let last = &learned.losses[learned.losses.len() - learned.losses.len() / 10..];
+    results.record(variant, "last tenth", seed, mean(last));
+    let model = &learned.model;
     let mixed = test.mixed(test.first_images.clone(), test.second_sounds.clone())?;
     let cached = |feats: Tensor<2>| test.enhanced(feats, 10, 0.5);
     for (metric, scenes, feats) in [
@@ -133,7 +144,7 @@ fn record_captions(
     ] {
         results.record(variant, metric, seed, test.accuracy(model, scenes, feats)?);
     }
-    results.record(variant, "|tanh gate|", seed, mean(&model.gates().concat()));
+    results.record(variant, "mean tanh(gate)", seed, mean(&model.gates().concat()));
     Ok(())
 }
 
@@ -169,11 +180,11 @@ fn plots(runs: &[(&str, Learned)], shares: &Results, out: &Path) -> Result<(), E
     let steps = zero[0].losses.len();
     let early = EARLY.min(steps);
     let loss = |learned: &Learned, step: usize| learned.losses[step];
-    let level = mean(&zero.iter().map(|learned| learned.text_loss).collect::<Vec<_>>());
+    let text = |learned: &Learned, step: usize| learned.text_losses[step];
     LinePlot::new("Early losses on images with captions", "step", "nats a token")
         .with_series(ZERO, over_seeds(&zero, &loss, early))
         .with_series(ONE, over_seeds(&of(ONE), &loss, early))
-        .with_series("text alone", [(0.0, level), (early as f64 - 1.0, level)])
+        .with_series("text alone", over_seeds(&zero, &text, early))
         .write_svg(out.join("imagebind-llm.svg"))?;
     let layers = zero[0].gates[0].len();
     (0..layers)

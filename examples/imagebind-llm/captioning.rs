@@ -96,7 +96,8 @@ impl Test {
         Ok(ModalityMix::new(vec![1.0, 1.0])?.forward(Tensor::stack(vec![images, sounds], 0))?)
     }
 
-    /// An image and a sound of the same concept, with either taken away or replaced by a random direction.
+    /// An image and a sound of the same concept, with either taken away or replaced by a random direction: as the mix is,
+    /// and through the cache.
     pub fn robustness(
         &self,
         model: &ImageBindLlm,
@@ -114,8 +115,12 @@ impl Test {
             (Condition::Noise("image"), noise(), sound()),
             (Condition::Noise("sound"), image(), noise()),
         ] {
-            let accuracy = self.accuracy(model, &self.single, self.mixed(images, sounds)?)?;
-            robustness.record(variant, condition, seed, accuracy);
+            let mixed = self.mixed(images, sounds)?;
+            let cached = self.enhanced(mixed.clone(), 10, 0.5)?;
+            for (variant, feats) in [(variant, mixed), (&format!("{variant}, cache"), cached)] {
+                let accuracy = self.accuracy(model, &self.single, feats)?;
+                robustness.record(variant, condition, seed, accuracy);
+            }
         }
         Ok(())
     }

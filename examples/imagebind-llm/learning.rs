@@ -1,13 +1,16 @@
-//! A language model that learns captions as text, then bind network, prefixes and gates on images with captions.
+//! A language model that learns captions as text; then bind network, prefixes and gates on images with captions; then
+//! norms, biases and low-rank deltas of the language model on the same.
 
 use burn::tensor::{Device, Tensor};
 use gatekit::core::ModuleConfig;
-use gatekit::fusion::imagebind_llm::{CaptionBatch, ImageBindLlm, ImageBindLlmConfig, PhaseConfig};
+use gatekit::fusion::imagebind_llm::{CaptionBatch, ImageBindLlm, ImageBindLlmConfig, Phase, PhaseConfig};
 use gatekit_examples::{ExampleError, Training, progress, tasks, train};
 use rand::rngs::StdRng;
 
 use super::world::{self, CHANNELS, START, Scene, VOCABULARY, World};
 
+/// Steps at the start that are looked at closely.
+pub const EARLY: usize = 100;
 /// Samples of a step.
 pub const BATCH: usize = 64;
 /// Longest caption: a prompt of 1, and two things with their end.
@@ -59,35 +62,42 @@ pub struct Learned {
     pub model: ImageBindLlm,
     /// Loss of every step before its update.
     pub losses: Vec<f64>,
-    /// What the language model alone has on the first batch.
-    pub text_loss: f64,
+    /// What the language model alone has on the same captions, for the first [`EARLY`] steps.
+    pub text_losses: Vec<f64>,
     /// Mean of |tanh(gate)| by layer, of every step.
     pub gates: Vec<Vec<f64>>,
 }
 
-/// Learns images and their captions: the phase of pre-training at a rate that suits the size.
-pub fn images(
+/// The paper's phases, at `steps` steps and a rate that suits the size.
+pub fn phase(phase: Phase, steps: usize, rate: f64) -> PhaseConfig {
+    let config = match phase {
+        Phase::Pretrain => PhaseConfig::pretrain(),
+        Phase::Finetune => PhaseConfig::finetune(),
+    };
+    config.with_base_rate(rate).with_effective_batch(256).with_epochs(steps).with_warmup_epochs(steps / 20)
+}
+
+/// Learns images and their captions. In fine-tuning every fourth caption is text alone, with an embedding of nothing.
+pub fn learn(
     model: ImageBindLlm,
     world: &World,
-    steps: usize,
-    rate: f64,
+    phase: &PhaseConfig,
     (label, seed): (&str, u64),
     device: &Device,
 ) -> Result<Learned, ExampleError> {
-    let phase = PhaseConfig::pretrain()
-        .with_base_rate(rate)
-        .with_effective_batch(256)
-        .with_epochs(steps)
-        .with_warmup_epochs(steps / 20);
     let mut trainer = phase.try_init(model, &config().tensor_layout(), 1)?;
-    let (mut random, autodiff) = (tasks::random(seed + 2000), device.clone().autodiff());
-    let (mut losses, mut gates, mut text_loss) = (Vec::new(), Vec::new(), 0.0);
-    let bar = progress(steps, &format!("{label} {seed}"));
-    for step in 0..steps {
-        let (scenes, feats) = scenes_and_images(world, BATCH, &mut random);
+    let first = if phase.phase == Phase::Pretrain { 2000 } else { 4000 };
+    let (mut random, autodiff) = (tasks::random(seed + first), device.clone().autodiff());
+    let (mut losses, mut gates, mut text_losses) = (Vec::new(), Vec::new(), Vec::new());
+    let bar = progress(trainer.steps(), &format!("{label} {seed}"));
+    for step in 0..trainer.steps() {
+        let (scenes, mut feats) = scenes_and_images(world, BATCH, &mut random);
+        if phase.phase == Phase::Finetune {
+            feats.iter_mut().step_by(4).for_each(|feats| feats.fill(0.0));
+        }
         let batch = captions(&scenes, &autodiff)?;
-        if step == 0 {
-            text_loss = loss(&trainer.model, &batch, None).into_scalar::<f64>();
+        if step < EARLY {
+            text_losses.push(loss(&trainer.model, &batch, None).into_scalar::<f64>());
         }
         gates.push(trainer.model.gates().iter().map(|heads| mean(heads)).collect());
         let loss = loss(&trainer.model, &batch, Some(world::rows(&feats, &autodiff)));
@@ -95,7 +105,7 @@ pub fn images(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Learned { model: trainer.into_model(), losses, text_loss, gates })
+    Ok(Learned { model: trainer.into_model(), losses, text_losses, gates })
 }
 
 /// Scenes of one or two concepts with an image each.
