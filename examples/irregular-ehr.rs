@@ -36,15 +36,15 @@ use stays::{CHANNELS, HOURS};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Passes over the training stays [default: 12, quick: 1]
+    /// Passes over the training stays [default: 8, quick: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
 }
 
 /// Stays to learn from, to choose the epoch by, and to test on.
-const TRAIN: usize = 800;
-const VALIDATION: usize = 200;
-const TEST: usize = 600;
+const TRAIN: usize = 1200;
+const VALIDATION: usize = 300;
+const TEST: usize = 800;
 const BATCH: usize = 32;
 const WIDTH: usize = 32;
 const NOTE_DIM: usize = 16;
@@ -102,7 +102,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let experiment = &args.experiment;
     let device = experiment.device()?;
     let out = experiment.out_dir("irregular-ehr")?;
-    let epochs = args.epochs.map_or(experiment.steps(12, 1), |epochs| epochs as usize);
+    let epochs = args.epochs.map_or(experiment.steps(8, 1), |epochs| epochs as usize);
     let (mut results, mut hours, mut seen) = (Results::new(), Results::new(), Results::new());
     let mut robustness = Robustness::new("Irregular records", "F1");
     let (mut channels, mut shown) = (None, Vec::new());
@@ -164,7 +164,10 @@ struct Data {
 impl Data {
     fn draw(experiment: &Experiment, seed: u64) -> Self {
         let mut random = tasks::random(seed);
-        let mut any = |count| stays::draw(experiment.steps(count, 32), 0.0..=0.9, &mut random);
+        let mut any = |count| {
+            let stays = stays::draw(experiment.steps(count, 32), 0.0..=0.9, &mut random);
+            stays::with_some_lacking(stays, &mut random)
+        };
         let (train, validation) = (any(TRAIN), any(VALIDATION));
         let mut random = tasks::random(seed + 1000);
         let tests =

@@ -15,7 +15,9 @@ pub const RARE: std::ops::Range<f64> = 8.0..16.0;
 /// Severity at the end above which the label is 1.
 const GRAVE: f64 = 0.6;
 /// Deviations of what is measured.
-const NOISE: [f64; CHANNELS] = [0.7, 0.1];
+const NOISE: [f64; CHANNELS] = [1.0, 0.1];
+/// Share of the stays to learn from that have no notes, and of those without any observation.
+const LACKING: f64 = 0.1;
 
 const WORDS: [[&str; 4]; 3] = [
     ["calm", "stable", "resting", "improved"],
@@ -36,12 +38,12 @@ pub fn draw(count: usize, missing: std::ops::RangeInclusive<f64>, random: &mut S
 fn stay(patient: u64, missing: f64, random: &mut StdRng) -> Stay {
     let hidden = Severity::draw(random);
     let mut observed: Vec<(f64, usize)> = Vec::new();
-    // The smooth channel: about twice an hour, but in some hours once in three.
+    // The smooth channel: about four times an hour, but in some hours once in three.
     let mut hour = random.random_range(0.0..0.5);
     while hour < HOURS as f64 {
         observed.push((hour, 0));
         hour +=
-            if RARE.contains(&hour) { random.random_range(2.0..4.0) } else { random.random_range(0.2..0.8) };
+            if RARE.contains(&hour) { random.random_range(2.0..4.0) } else { random.random_range(0.1..0.4) };
     }
     // The steps: soon after a change, and now and then.
     observed.extend(hidden.steps.iter().map(|(change, _)| (change + random.random_range(0.0..1.0), 1)));
@@ -75,15 +77,30 @@ fn stay(patient: u64, missing: f64, random: &mut StdRng) -> Stay {
 
 /// Eight words; the graver, the more of the second kind.
 fn text(severity: f64, random: &mut StdRng) -> String {
-    let grave = 1.0 / (1.0 + (-1.2 * severity).exp());
+    let grave = 1.0 / (1.0 + (-2.0 * severity).exp());
     let word = |_| {
         let kind = match random.random::<f64>() {
-            neutral if neutral < 0.4 => 2,
+            neutral if neutral < 0.3 => 2,
             _ => usize::from(random.random::<f64>() < grave),
         };
         WORDS[kind][random.random_range(0..4)]
     };
     (0..8).map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Some of the stays without notes, and others without observations.
+pub fn with_some_lacking(mut stays: Vec<Stay>, random: &mut StdRng) -> Vec<Stay> {
+    for stay in &mut stays {
+        match random.random::<f64>() {
+            // Something of a stay has to be known.
+            share if share < LACKING && !stay.hours.is_empty() => stay.notes.clear(),
+            share if share < 2.0 * LACKING => {
+                (stay.hours, stay.values, stay.mask) = (Vec::new(), Vec::new(), Vec::new());
+            }
+            _ => {}
+        }
+    }
+    stays
 }
 
 /// The same stays with the same times and a standard normal number for every measured value.
