@@ -29,16 +29,19 @@ pub mod mlp;
 pub mod moe;
 pub mod moving_average;
 pub mod norm;
+pub mod parameters;
 pub mod path_fusion;
 pub mod probe;
 pub mod resize;
 pub mod router;
+pub mod sampling;
 pub mod scan;
 pub mod segment;
 pub mod sequence;
 pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
+pub mod time_embedding;
 
 pub use common::widen;
 pub use config::{ModuleConfig, check_sizes};
