@@ -32,7 +32,7 @@ use run::{BOTH, Fault, Settings, UNGATED, VARIANTS, measure, unrestored};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Steps of each training [default: 300, quick: 4]
+    /// Steps of each training [default: 250, quick: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
     /// Highest learning rate [default: 0.002]

@@ -55,9 +55,9 @@ impl Settings {
         Self {
             size: 32,
             dim: if quick { 8 } else { 16 },
-            steps: if quick { 4 } else { 300 },
-            batch: if quick { 4 } else { 8 },
-            test: if quick { 4 } else { 96 },
+            steps: if quick { 4 } else { 250 },
+            batch: 4,
+            test: if quick { 4 } else { 32 },
             learning_rate: LEARNING_RATE,
         }
     }
