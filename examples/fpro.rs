@@ -17,31 +17,33 @@ mod pictures;
 #[path = "fpro/run.rs"]
 mod run;
 
+use std::fs;
 use std::process::ExitCode;
-use std::time::Instant;
 
-use burn::module::Module;
 use clap::Parser;
 use gatekit_examples::{Condition, ExampleError, Experiment, Results, Robustness, say};
 
 use images::Degradation;
-use run::{BOTH, Fault, Settings, UNGATED, VARIANTS, measure, unrestored};
+use run::{BOTH, FAULTS, Fault, Settings, UNGATED, VARIANTS, unrestored};
 
 /// Restoring pictures with prompts of low and high frequencies: PSNR by degradation.
 #[derive(Debug, Parser)]
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Steps of each training [default: 300, quick: 4]
+    /// Steps of each training [default: 200, quick: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
     /// Highest learning rate [default: 0.002]
     #[arg(long, value_name = "X")]
     learning_rate: Option<f64>,
+    /// Train again what an earlier call with the same settings finished (pictures are drawn when the first seed is trained)
+    #[arg(long)]
+    fresh: bool,
 }
 
-/// Names of the prompts, and whether it is the low one.
-const PROMPTS: [(&str, bool); 2] = [("low prompt", true), ("high prompt", false)];
+/// Names of the prompts.
+const PROMPTS: [&str; 2] = ["low prompt", "high prompt"];
 
 fn main() -> ExitCode {
     gatekit_examples::exit(run(&Args::parse()))
@@ -57,48 +59,45 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let (mut ratios, mut sizes) = (Results::new(), Results::new());
     let mut gains = [Results::new(), Results::new()];
     let mut robustness = Robustness::new("FPro", "PSNR in dB");
-    let mut drawn = false;
-    for seed in experiment.seeds() {
-        let tests = Degradation::ALL.map(|degradation| settings.test_images(degradation, seed));
-        let before = [0, 1].map(|index| unrestored(&tests[index], settings.size, &device));
+    let finished = out.join("runs");
+    fs::create_dir_all(&finished).map_err(ExampleError::io(&finished))?;
+    if args.fresh {
+        fs::remove_dir_all(&finished)
+            .and_then(|()| fs::create_dir(&finished))
+            .map_err(ExampleError::io(&finished))?;
+    }
+    for (place, seed) in experiment.seeds().enumerate() {
+        let before = Degradation::ALL
+            .map(|degradation| unrestored(&settings.test_images(degradation, seed), settings.size, &device));
         for (degradation, value) in Degradation::ALL.into_iter().zip(before) {
             ratios.record("not restored", degradation.name(), seed, value);
         }
         for variant in VARIANTS {
-            let start = Instant::now();
-            let model = settings.train(variant, seed, &device)?;
-            let seconds = start.elapsed().as_secs_f64();
-            let mut reached = [0.0; 2];
+            let (reached, model) = settings.reached(variant, seed, &finished, &device)?;
             for (index, degradation) in Degradation::ALL.into_iter().enumerate() {
-                reached[index] = measure(&model, &tests[index], None, &device)?;
-                ratios.record(variant.name, degradation.name(), seed, reached[index]);
-                gains[index].record(variant.name, "dB", seed, reached[index] - before[index]);
+                ratios.record(variant.name, degradation.name(), seed, reached.psnr[index]);
+                gains[index].record(variant.name, "dB", seed, reached.psnr[index] - before[index]);
             }
-            let [rain, haze] = reached;
-            say(format!("{} {seed}: rain {rain:.2} dB, haze {haze:.2} dB, {seconds:.0} s", variant.name));
+            let [rain, haze] = reached.psnr;
+            let how = if model.is_some() { "trained" } else { "finished earlier" };
+            say(format!("{} {seed}: rain {rain:.2} dB, haze {haze:.2} dB, {how}", variant.name));
             ratios.record(variant.name, "both", seed, (rain + haze) / 2.0);
-            sizes.record(variant.name, "parameters", seed, model.num_params() as f64);
-            sizes.record(variant.name, "seconds a step", seed, seconds / settings.steps as f64);
+            sizes.record(variant.name, "parameters", seed, reached.parameters as f64);
+            sizes.record(variant.name, "ms a step", seed, 1e3 * reached.seconds);
             if variant == BOTH || variant == UNGATED {
                 let name = if variant == BOTH { "gated filter" } else { "ungated filter" };
                 robustness.record(name, Condition::Clean, seed, (rain + haze) / 2.0);
-                for (prompt, low) in PROMPTS {
-                    device.seed(seed);
-                    for (fault, condition) in [
-                        (Fault::Removed, Condition::Removed(prompt)),
-                        (Fault::Noise, Condition::Noise(prompt)),
-                    ] {
-                        let mut sum = 0.0;
-                        for pairs in &tests {
-                            sum += measure(&model, pairs, Some((low, fault)), &device)?;
-                        }
-                        robustness.record(name, condition, seed, sum / tests.len() as f64);
-                    }
+                for ((low, fault), value) in FAULTS.into_iter().zip(&reached.faults) {
+                    let prompt = PROMPTS[usize::from(!low)];
+                    let condition = match fault {
+                        Fault::Removed => Condition::Removed(prompt),
+                        Fault::Noise => Condition::Noise(prompt),
+                    };
+                    robustness.record(name, condition, seed, *value);
                 }
             }
-            if variant == BOTH && !drawn {
+            if let Some(model) = model.filter(|_| variant == BOTH && place == 0) {
                 pictures::draw(&model, &settings, seed, &out, &device)?;
-                drawn = true;
             }
         }
     }

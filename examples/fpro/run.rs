@@ -1,5 +1,10 @@
-//! One network, trained and measured.
+//! One network, trained and measured, or found finished.
 
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use gatekit::core::ModuleConfig;
 use gatekit::core::batch_norm::BatchStatistics;
@@ -7,6 +12,7 @@ use gatekit::fusion::fpro::{
     FPro, FProConfig, FProTrainer, FProTraining, Frequencies, Orientation, Prompts, psnr,
 };
 use gatekit_examples::{ExampleError, progress, tasks};
+use serde::{Deserialize, Serialize};
 
 use crate::images::{self, Degradation, Pair};
 
@@ -38,8 +44,9 @@ pub const VARIANTS: [Variant; 5] = [
 ];
 
 /// Sizes of an experiment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
+    /// Pixels of a side.
     pub size: usize,
     pub dim: usize,
     pub steps: usize,
@@ -55,9 +62,9 @@ impl Settings {
         Self {
             size: 32,
             dim: if quick { 8 } else { 16 },
-            steps: if quick { 4 } else { 300 },
-            batch: if quick { 4 } else { 8 },
-            test: if quick { 4 } else { 96 },
+            steps: if quick { 4 } else { 200 },
+            batch: 4,
+            test: if quick { 4 } else { 32 },
             learning_rate: LEARNING_RATE,
         }
     }
@@ -82,7 +89,7 @@ impl Settings {
     }
 
     /// Trained on pictures that are all seen once, rain and haze in equal parts.
-    pub fn train(&self, variant: Variant, seed: u64, device: &Device) -> Result<FPro, ExampleError> {
+    fn train(&self, variant: Variant, seed: u64, device: &Device) -> Result<FPro, ExampleError> {
         device.seed(seed);
         let config = self.config(variant);
         let training = FProTraining::new()
@@ -104,7 +111,66 @@ impl Settings {
             bar.inc(1);
         }
         bar.finish_and_clear();
-        Ok(burn::module::Module::valid(&trainer.model))
+        Ok(trainer.model.valid())
+    }
+}
+
+/// What a variant reached on the test pictures of a seed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reached {
+    /// Settings it was trained with.
+    settings: Settings,
+    /// PSNR in dB, in the order of [`Degradation::ALL`].
+    pub psnr: [f64; 2],
+    /// The same with each fault of [`FAULTS`], mean of both degradations; without prompts nothing can be at fault.
+    pub faults: Vec<f64>,
+    pub parameters: usize,
+    /// Of a training step.
+    pub seconds: f64,
+}
+
+/// What can happen to the low (`true`) or high prompt at test time.
+pub const FAULTS: [(bool, Fault); 4] =
+    [(true, Fault::Removed), (true, Fault::Noise), (false, Fault::Removed), (false, Fault::Noise)];
+
+impl Settings {
+    /// What an earlier call left in `folder`, or what a training now reaches, with the network.
+    pub fn reached(
+        &self,
+        variant: Variant,
+        seed: u64,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<(Reached, Option<FPro>), ExampleError> {
+        let path = folder.join(format!("{}-{seed}.json", variant.name.replace([' ', ','], "-")));
+        let earlier = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Reached>(&bytes).ok());
+        if let Some(earlier) = earlier.filter(|earlier| earlier.settings == *self) {
+            return Ok((earlier, None));
+        }
+        let start = Instant::now();
+        let model = self.train(variant, seed, device)?;
+        let seconds = start.elapsed().as_secs_f64() / self.steps as f64;
+        let tests = Degradation::ALL.map(|degradation| self.test_images(degradation, seed));
+        let mean = |fault| -> Result<[f64; 2], ExampleError> {
+            Ok([measure(&model, &tests[0], fault, device)?, measure(&model, &tests[1], fault, device)?])
+        };
+        let psnr = mean(None)?;
+        let mut faults = Vec::new();
+        if variant.frequencies == Frequencies::Both {
+            device.seed(seed);
+            for fault in FAULTS {
+                faults.push(mean(Some(fault))?.iter().sum::<f64>() / 2.0);
+            }
+        }
+        let parameters = model.num_params();
+        let reached = Reached { settings: self.clone(), psnr, faults, parameters, seconds };
+        let text = serde_json::to_vec_pretty(&reached);
+        let text = text.map_err(|error| ExampleError::unusable(&path, error.to_string()))?;
+        // Nothing half-written is left: another name first.
+        let unfinished = path.with_extension("unfinished");
+        fs::write(&unfinished, text).map_err(ExampleError::io(&unfinished))?;
+        fs::rename(&unfinished, &path).map_err(ExampleError::io(&path))?;
+        Ok((reached, Some(model)))
     }
 }
 
@@ -130,7 +196,7 @@ impl Fault {
 }
 
 /// Mean PSNR of restored pictures in dB; with a fault of the low (`true`) or high prompt.
-pub fn measure(
+fn measure(
     model: &FPro,
     pairs: &[Pair],
     fault: Option<(bool, Fault)>,

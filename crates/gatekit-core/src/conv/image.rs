@@ -85,10 +85,11 @@ pub fn depthwise_conv2d(
         (1..=padded_height).contains(&kh) && (1..=padded_width).contains(&kw),
         "depthwise_conv2d: filters of {kh} by {kw} on maps of {padded_height} by {padded_width}"
     );
-    let x = if padding == [0, 0] { x } else { x.pad((q, q, p, p), 0.0) };
     let (out_height, out_width) = (padded_height - kh + 1, padded_width - kw + 1);
+    // Channels last, laid out once (the merged axes cannot be a view), so that rows are slices of memory.
+    let x = x.permute([0, 2, 3, 1]).reshape([batch, height, width * channels]);
+    let x = if padding == [0, 0] { x } else { x.pad((q * channels, q * channels, p, p), 0.0) };
     // A row of the filter is a short convolution along the rows of the maps, which has a backward pass of its own.
-    let x = x.permute([0, 2, 3, 1]);
     let rows = (0..kh).map(|row| {
         let taps = weight.clone().narrow(2, row, 1).reshape([channels, kw]);
         let rows = x.clone().narrow(1, row, out_height).reshape([batch * out_height, padded_width, channels]);
@@ -96,7 +97,12 @@ pub fn depthwise_conv2d(
         short_convolution(rows, taps, bias, None, None, false)
     });
     let sum = rows.reduce(|sum, row| sum + row).expect("a filter has a row");
-    sum.narrow(1, kw - 1, out_width).reshape([batch, out_height, out_width, channels]).permute([0, 3, 1, 2])
+    // Back to channels first, again laid out once: what follows would go through a view value by value.
+    sum.narrow(1, kw - 1, out_width)
+        .reshape([batch, out_height * out_width, channels])
+        .swap_dims(1, 2)
+        .reshape([batch * channels, out_height * out_width])
+        .reshape([batch, channels, out_height, out_width])
 }
 
 #[cfg(test)]
