@@ -28,6 +28,6 @@ pub use power_mix::{gated_power_mix, power_mix};
 pub use selective::{selective_gate, selective_log_gate};
 pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use straight_through::{
-    first_argmax, gumbel_noise, gumbel_softmax, one_hot_argmax, straight_through_one_hot,
+    first_argmax, gumbel_noise, gumbel_softmax, one_hot, one_hot_argmax, straight_through_one_hot,
 };
 pub use sum::{GatedSum, GatedSumConfig, gated_sum};
