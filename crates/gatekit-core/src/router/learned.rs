@@ -11,7 +11,7 @@ use super::{
 };
 use crate::common::{assert_last_axis, widen};
 use crate::decay::softplus_stable;
-use crate::dispatch::grouped_matmul;
+use crate::dispatch::narrow_matmul;
 use crate::init;
 
 /// Added to the sum that weights are divided by.
@@ -142,7 +142,7 @@ impl LearnedRouter {
         inputs: &RouterInputs,
         phase: Phase,
     ) -> (Tensor<2>, Option<Tensor<2>>) {
-        let project = |x: Tensor<2>, weight: &Param<Tensor<2>>| product(x, widen(weight.val()));
+        let project = |x: Tensor<2>, weight: &Param<Tensor<2>>| narrow_matmul(x, widen(weight.val()));
         let scale = (self.w_noise.as_ref())
             .filter(|_| phase == Phase::Training || inputs.noise.is_some())
             .map(|noise| {
@@ -215,20 +215,6 @@ impl LearnedRouter {
             load: self.w_noise.as_ref().map(|_| Tensor::zeros([experts], (device, dtype))),
             assignment,
         }
-    }
-}
-
-/// Tokens from which packing the weight pays.
-const MANY: usize = 64;
-
-/// `x W^T`; of many tokens through the grouped product, of one group, which on some backends is several times faster for
-/// the few columns that scores have.
-fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    match x.dims()[0] {
-        tokens if tokens >= MANY && x.dtype() == weight.dtype() => {
-            grouped_matmul(x, &[0, tokens], weight.unsqueeze_dim(0))
-        }
-        _ => x.matmul(weight.transpose()),
     }
 }
 

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{DType, Int, Tensor, activation::softmax};
 use gatekit_core::InputError;
+use gatekit_core::dispatch::narrow_matmul;
 use gatekit_core::gate::{first_argmax, gumbel_softmax, one_hot, straight_through_one_hot};
 use gatekit_core::router::Phase;
 
@@ -124,7 +125,13 @@ impl AcmGate {
         if batch * time == 0 {
             return Tensor::zeros([batch, time, self.classes()], (&x.device(), x.dtype()));
         }
-        let logits = self.maps().fold(x.reshape([batch * time, d]), |x, map| map.forward(x));
+        let logits = self.maps().fold(x.reshape([batch * time, d]), |x, map| {
+            let y = narrow_matmul(x, map.weight.val().transpose());
+            match &map.bias {
+                Some(bias) => y + bias.val().unsqueeze_dim(0),
+                None => y,
+            }
+        });
         logits.reshape([batch, time, self.classes()])
     }
 
