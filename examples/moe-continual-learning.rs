@@ -4,12 +4,19 @@
 //! sends each data set to one linear expert, which moves to the nearest exact fit. Compared are 1, 5, 10 and 20 experts,
 //! with a gate that stops learning once it tells the tasks apart and with one that never does, by what is forgotten and
 //! by the error on all tasks seen. A second run draws isotropic data for a single expert and sets the measured errors
-//! beside the closed formulas.
+//! beside the closed formulas. With `--digits` the same is done with networks instead: three tasks of one drawn digit
+//! against the rest, and 1, 4 and 7 convolutional experts.
 //!
 //! ```text
 //! cargo run --release -p gatekit-examples --example moe-continual-learning -- --seeds 10
+//! cargo run --release -p gatekit-examples --example moe-continual-learning -- --digits
 //! ```
 #![deny(missing_docs)]
+
+#[path = "moe-continual-learning/deep.rs"]
+mod deep;
+#[path = "moe-continual-learning/digits.rs"]
+mod digits;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,6 +42,9 @@ struct Args {
     /// Rounds: data sets that arrive
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(300..=100_000))]
     rounds: u64,
+    /// Networks on drawn digits instead of the linear tasks (with --quick both)
+    #[arg(long)]
+    digits: bool,
 }
 
 const EXPERTS: [usize; 4] = [1, 5, 10, 20];
@@ -60,6 +70,13 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let experiment = &args.experiment;
     let device = experiment.device()?;
     let out = experiment.out_dir("moe-continual-learning")?;
+    if args.digits || experiment.quick {
+        deep::run(experiment, &device, &out)?;
+    }
+    if args.digits {
+        say(format!("Tables and plots are in {}", out.display()));
+        return Ok(());
+    }
     let rounds = experiment.steps(args.rounds as usize, 300);
     let seeds: Vec<u64> = experiment.seeds().collect();
     let mut results = Results::new();

@@ -123,7 +123,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     say("Masked bytes from both sides:\n");
     say(masked.table());
     say(
-        "Milliseconds of the experts' fastest forward pass, two experts a token, width 64, by number of experts:\n",
+        "Milliseconds of the experts' forward pass, median, two experts a token, width 64, by number of experts:\n",
     );
     say(speed.table());
     say(format!("Both ways agree within {difference:.1e}."));

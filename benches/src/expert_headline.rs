@@ -17,6 +17,8 @@ pub const SHAPE: Shape = Shape { value_dim: 256, ..Shape::new(1, 4096, 64, 512) 
 const DENSE: Goal = at_most("against a dense SwiGLU of the same active width", Unit::Times, 1.35, 1.1);
 const TORCH: Goal = at_least("against PyTorch", Unit::Times, 1.5, 3.0);
 const ROUTING: Goal = at_most("share of scores, choice and order", Unit::Share, 0.15, 0.05);
+const ALL_BUT_EXPERTS: Goal =
+    at_most("share of all but experts over sorted tokens, gather and sum included", Unit::Share, 0.15, 0.05);
 const SKIPPING: Goal =
     at_most("with four of five experts skipped, share of its time", Unit::Times, 0.35, 0.25);
 const QUARTER: Goal = at_most("a quarter of the learners, share of the time of all", Unit::Times, 0.35, 0.27);
@@ -48,6 +50,11 @@ pub fn figures(rows: &[Row]) -> Vec<Figure> {
         });
         figure(ROUTING, Op::MoeLayer, &|row| {
             Some(of(rows, row, device, Op::Routing)?.median_s? / row.median_s?)
+        });
+        figure(ALL_BUT_EXPERTS, Op::MoeLayer, &|row| {
+            let experts = of(rows, row, device, Op::SortedExperts)?.median_s?;
+            // A difference of two measured times: it may come out below 0.
+            Some((1.0 - experts / row.median_s?).max(0.0))
         });
         figure(SKIPPING, Op::SkippingMoe, &|row| {
             Some(of(rows, row, device, Op::SkippingMoe)?.median_s? / row.median_s?)
@@ -105,6 +112,18 @@ mod tests {
         }
         let verdicts: Vec<Verdict> = figures.iter().map(|figure| figure.verdict).collect();
         assert_eq!(verdicts, [Verdict::Bar, Verdict::Aim, Verdict::Bar, Verdict::Bar]);
+    }
+
+    #[test]
+    fn what_experts_over_sorted_tokens_take_is_no_overhead() {
+        let share = |experts: f64| {
+            let rows = [
+                row(Op::MoeLayer, "flex", Pass::Forward, 0.10),
+                row(Op::SortedExperts, "flex", Pass::Forward, experts),
+            ];
+            figures(&rows)[0].cases[0].1
+        };
+        assert!((share(0.08) - 0.2).abs() < 1e-9 && share(0.11) == 0.0);
     }
 
     #[test]

@@ -22,12 +22,20 @@ pub const SORTED: &str = "sort and group";
 /// GShard's einsums.
 pub const MASKED: &str = "dense [N, E, C] masks";
 
-/// Records the milliseconds of the fastest of `repeats` forward passes of either way by number of experts (others meet
-/// whatever else the machine does), and how far the results differ.
-pub fn measure(tokens: usize, repeats: usize, device: &Device) -> Result<(Results, f64), ExampleError> {
-    let (mut results, mut difference) = (Results::new(), 0.0f64);
-    device.seed(0);
-    for experts in COUNTS {
+/// One number of experts, ready to be timed.
+struct Setting {
+    experts: SwiGluExperts,
+    x: Tensor<2>,
+    kept: Assignment,
+    weights: Tensor<2>,
+    values: Vec<f32>,
+    slots: usize,
+    /// Milliseconds of every turn, either way.
+    times: [Vec<f64>; 2],
+}
+
+impl Setting {
+    fn new(tokens: usize, experts: usize, device: &Device) -> Result<Self, ExampleError> {
         let layer = MoeLayerConfig::new(WIDTH, INNER)
             .with_num_experts(experts)
             .with_num_experts_per_tok(CHOSEN)
@@ -36,31 +44,55 @@ pub fn measure(tokens: usize, repeats: usize, device: &Device) -> Result<(Result
         let routing = layer.gate.route(x.clone(), &RouterInputs::default(), Phase::Inference)?;
         let capacity = Capacity::new(CAPACITY, Priority::Token)?;
         let slots = capacity.slots(&routing.assignment);
-        let kept = capacity.apply(routing.assignment.clone(), &[]);
-        let weights: Vec<f32> = routing.weights.to_data().iter::<f32>().collect();
-        let (mut sorted, mut masked) = (Vec::new(), Vec::new());
-        // Taking turns, so that both meet the same neighbours on the machine; the first turn warms up.
-        for turn in 0..=repeats {
-            let start = Instant::now();
-            let plan = DispatchPlan::new(&kept);
-            let outputs = layer.experts.forward(plan.gather(x.clone()), plan.offsets());
-            let y = plan.scatter_combine(outputs, routing.weights.clone());
-            device.sync().ok();
-            let by_sorting = start.elapsed().as_secs_f64() * 1e3;
-            let start = Instant::now();
-            let reference = through_masks(&layer.experts, &x, &kept, &weights, slots);
-            device.sync().ok();
-            let by_masks = start.elapsed().as_secs_f64() * 1e3;
-            if turn == 0 {
-                difference = difference.max((y - reference).abs().max().into_scalar::<f64>());
-            } else {
-                sorted.push(by_sorting);
-                masked.push(by_masks);
+        Ok(Self {
+            experts: layer.experts,
+            x,
+            kept: capacity.apply(routing.assignment, &[]),
+            values: routing.weights.to_data().iter::<f32>().collect(),
+            weights: routing.weights,
+            slots,
+            times: [Vec::new(), Vec::new()],
+        })
+    }
+
+    fn run(&self, way: usize) -> Tensor<2> {
+        if way == 1 {
+            return through_masks(&self.experts, &self.x, &self.kept, &self.values, self.slots);
+        }
+        let plan = DispatchPlan::new(&self.kept);
+        let outputs = self.experts.forward(plan.gather(self.x.clone()), plan.offsets());
+        plan.scatter_combine(outputs, self.weights.clone())
+    }
+}
+
+/// Records the median milliseconds of `repeats` forward passes of either way by number of experts, and how far the
+/// results differ.
+///
+/// All numbers of experts and both ways take turns, and who begins changes: whatever else the machine does for a while
+/// meets all of them, and a median is not moved by a few slow turns.
+pub fn measure(tokens: usize, repeats: usize, device: &Device) -> Result<(Results, f64), ExampleError> {
+    device.seed(0);
+    let settings = COUNTS.iter().map(|experts| Setting::new(tokens, *experts, device));
+    let mut settings = settings.collect::<Result<Vec<_>, _>>()?;
+    // Warms both up.
+    let differences = settings.iter().map(|one| (one.run(0) - one.run(1)).abs().max().into_scalar::<f64>());
+    let difference = differences.fold(0.0, f64::max);
+    for turn in 0..repeats {
+        for setting in &mut settings {
+            for way in [turn % 2, 1 - turn % 2] {
+                let start = Instant::now();
+                let y = setting.run(way);
+                device.sync().ok();
+                setting.times[way].push(start.elapsed().as_secs_f64() * 1e3);
+                drop(y);
             }
         }
-        let metric = format!("E = {experts}");
-        results.record(SORTED, &metric, 0, fastest(&sorted));
-        results.record(MASKED, &metric, 0, fastest(&masked));
+    }
+    let mut results = Results::new();
+    for (experts, setting) in COUNTS.iter().zip(&mut settings) {
+        for (name, times) in [SORTED, MASKED].iter().zip(&mut setting.times) {
+            results.record(name, &format!("E = {experts}"), 0, median(times));
+        }
     }
     Ok((results, difference))
 }
@@ -91,6 +123,7 @@ fn through_masks(
     mask(combine).matmul(outputs.reshape([columns, WIDTH]))
 }
 
-fn fastest(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

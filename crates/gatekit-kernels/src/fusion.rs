@@ -14,6 +14,7 @@ use crate::{
     grouped::ExpertSpec,
     norm::NormSpec,
     primitive::accumulation,
+    rows::RowMap,
     scan::{ElementwiseSpec, GradientOf, ScanSpec, StepSpec, WriteKind},
     selective::SelectiveSpec,
 };
@@ -191,6 +192,11 @@ pub(crate) fn short_convolution_backward(
 /// Result of a grouped product.
 pub(crate) fn grouped_matmul(x: &TensorSpec, weight: &TensorSpec, _offsets: &Arc<[usize]>) -> TensorSpec {
     output(&[x.shape[0], weight.shape[1]].into(), x)
+}
+
+/// Rows put together.
+pub(crate) fn combine_rows(x: &TensorSpec, map: &Arc<RowMap>) -> TensorSpec {
+    output(&[map.targets(), x.shape[1]].into(), x)
 }
 
 /// Outputs and inner rows of gated experts.

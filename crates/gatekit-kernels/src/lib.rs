@@ -1,5 +1,5 @@
-//! Scans, gates, norms, short convolutions and grouped products as operations of their own: one function, several
-//! implementations, chosen by the device of the tensors.
+//! Scans, gates, norms, short convolutions, sums of rows and grouped products as operations of their own: one function,
+//! several implementations, chosen by the device of the tensors.
 //!
 //! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
 //! * **CPU** (`NdArray`, `Flex`): fused loops over slices;
@@ -40,6 +40,7 @@ mod pieces;
 mod precision;
 mod prefix;
 mod primitive;
+pub mod rows;
 pub mod scan;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod scratch;

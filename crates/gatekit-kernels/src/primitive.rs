@@ -4,7 +4,7 @@ use std::ops::{Add, Mul, Range, Sub};
 
 use burn::{
     backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::{DType, FloatDType, IndexingUpdateOp, Shape, Slice, TensorData},
+    tensor::{DType, FloatDType, Shape, Slice, TensorData},
 };
 
 /// The type that sums over values of type `dtype` are made in: float32, or float64 for float64.
@@ -123,12 +123,6 @@ impl<B: Backend> Primitive<B> {
     pub fn select(self, dim: usize, indices: Vec<usize>) -> Self {
         let indices = self.indices(indices);
         Self(B::float_select(self.0, dim, indices))
-    }
-
-    /// Adds `values` at the given indices of axis `dim`.
-    pub fn select_add(self, dim: usize, indices: Vec<usize>, values: Self) -> Self {
-        let indices = self.indices(indices);
-        Self(B::float_select_assign(self.0, dim, indices, values.0, IndexingUpdateOp::Add))
     }
 
     pub fn exp(self) -> Self {

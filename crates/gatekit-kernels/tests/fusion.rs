@@ -16,8 +16,9 @@ use burn_cubecl::CubeBackend;
 use gatekit_kernels::{
     conv::{ConvolutionBackend, ConvolutionSpec},
     gate::{Activation, GateBackend},
-    grouped::GroupedBackend,
+    grouped::{ExpertSpec, GroupedBackend, SortedSlots},
     norm::{NormBackend, NormSpec},
+    rows::{RowMap, RowsBackend},
     scan::{DecayKind, ElementwiseSpec, GradientOf, ScanBackend, ScanSpec, StepSpec, WriteKind},
     selective::{SelectiveBackend, SelectiveSpec},
 };
@@ -206,6 +207,49 @@ fn grouped_products() {
         let gradient = source.tensor([7, 4], ANY, main);
         compare!(GroupedBackend::grouped_matmul[&x, &weight](offsets.clone()));
         compare!(GroupedBackend::grouped_matmul_backward[&x, &weight, &gradient](offsets.clone()) -> 0 1);
+    }
+}
+
+#[test]
+fn gated_experts() {
+    // Five tokens with three places each; expert 1 has no slot, two places are of no expert.
+    let chosen = [Some(0), None, Some(2), Some(2), Some(0), Some(3), Some(3), Some(2), Some(0)];
+    let chosen: Vec<Option<usize>> =
+        chosen.into_iter().chain([None, Some(3), Some(0), Some(2), Some(3), Some(0)]).collect();
+    let of_expert =
+        |expert| (0..chosen.len()).filter(move |slot| chosen[*slot] == Some(expert)).collect::<Vec<_>>();
+    let groups: Vec<Vec<usize>> = (0..4).map(of_expert).collect();
+    let offsets = (0..=4).map(|expert| groups[..expert].iter().map(Vec::len).sum()).collect();
+    let order = groups.concat();
+    let rows = order.iter().map(|slot| slot / 3).collect();
+    let slots = Arc::new(SortedSlots::new(5, 15, rows, order, offsets));
+    for [main, other] in types() {
+        let mut source = Source(Numbers(10));
+        let x = source.tensor([5, 6], ANY, main);
+        let weights = source.tensor([5, 3], POSITIVE, other);
+        let gate_up = source.tensor([4, 16, 6], ANY, main);
+        let down = source.tensor([4, 6, 8], ANY, main);
+        let gradient = source.tensor([5, 6], ANY, main);
+        let kept = source.tensor([13, 16], ANY, main);
+        for activation in [Activation::Swish, Activation::Sigmoid] {
+            let spec = ExpertSpec { slots: slots.clone(), activation };
+            compare!(GroupedBackend::gated_experts[&x, &weights, &gate_up, &down](spec.clone()));
+            compare!(GroupedBackend::gated_experts_kept[&x, &weights, &gate_up, &down](spec.clone()) -> 0 1);
+            compare!(GroupedBackend::gated_experts_backward[&x, &weights, &gate_up, &down, &kept, &gradient](
+                spec.clone()
+            ) -> 0 1 2 3);
+        }
+    }
+}
+
+#[test]
+fn rows() {
+    for [main, _] in types() {
+        let x = Source(Numbers(11)).tensor([6, 5], ANY, main);
+        let maps = [RowMap::picking(6, vec![5, 0, 0]), RowMap::adding(&[2, 0, 2, 2, 3, 0], 4)];
+        for map in maps.map(Arc::new) {
+            compare!(RowsBackend::combine_rows[&x](map.clone()));
+        }
     }
 }
 

@@ -10,6 +10,24 @@ use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::init;
 
+/// Rows from which packing the weight pays.
+const MANY: usize = 64;
+
+/// `x W^T` for few outputs, as scores and gates have: rows `x` `[N, in]` and `weight` `[out, in]` to `[N, out]`.
+///
+/// Many rows go through [`grouped_matmul`] as one group. Products of matrices that are narrow are several times faster
+/// there than those of some backends, which are made for square ones.
+///
+/// # Panics
+///
+/// When widths or types differ.
+pub fn narrow_matmul(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    match x.dims()[0] {
+        rows if rows >= MANY => grouped_matmul(x, &[0, rows], weight.unsqueeze_dim(0)),
+        _ => x.matmul(weight.transpose()),
+    }
+}
+
 /// Configuration of [`GroupedLinear`].
 #[derive(Config, Debug)]
 pub struct GroupedLinearConfig {

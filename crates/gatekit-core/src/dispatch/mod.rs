@@ -14,7 +14,7 @@ mod unlike;
 
 pub use capacity::{Capacity, Priority};
 pub use gatekit_kernels::grouped::{SortedSlots, gated_experts};
-pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul};
+pub use grouped::{GroupedLinear, GroupedLinearConfig, grouped_matmul, narrow_matmul};
 pub use plan::DispatchPlan;
-pub use prefix::{PrefixPlan, PrefixState, depth_execute, prefix_execute};
+pub use prefix::{PrefixPlan, depth_execute};
 pub use unlike::{Expert, Rows, unlike_experts};

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+use burn::tensor::{DType, Tensor};
 use gatekit_kernels::grouped::SortedSlots;
+use gatekit_kernels::rows::{RowMap, combine_rows};
 
-use crate::common::{indices, widen};
+use crate::common::widen;
 use crate::router::Assignment;
 
 /// Kept slots sorted by expert, and by slot within an expert.
@@ -95,49 +96,46 @@ impl DispatchPlan {
         self.offsets().windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
-    /// The tokens `x` `[N, D]` sorted by expert, `[M, D]`.
+    /// The tokens `x` `[N, D]` sorted by expert, `[M, D]`. Neither it nor its gradient scatters rows.
     ///
     /// # Panics
     ///
     /// When `x` does not have N rows.
     pub fn gather(&self, x: Tensor<2>) -> Tensor<2> {
-        let [tokens, width] = x.dims();
-        let slots = &self.slots;
+        let (tokens, slots) = (x.dims()[0], &self.slots);
         assert!(
             tokens == slots.tokens(),
             "DispatchPlan: `x` has {tokens} tokens, the plan {}",
             slots.tokens()
         );
-        match slots.rows() {
-            [] => Tensor::zeros([0, width], (&x.device(), x.dtype())),
-            rows => x.clone().select(0, indices(rows.to_vec(), &x.device())),
-        }
+        combine_rows(x, &Arc::new(RowMap::picking(tokens, slots.rows().to_vec())))
     }
 
     /// `y_n = sum over the slots of token n of weight * output`: `[M, D]` and weights (`[N, K]`, or
-    /// `[E, C]` where experts chose) to `[N, D]`, added in at least float32.
+    /// `[E, C]` where experts chose) to `[N, D]`, added in at least float32 in the order of the slots. Neither it nor
+    /// its gradients scatter rows.
     ///
     /// # Panics
     ///
-    /// When `outputs` does not have M rows.
+    /// When `outputs` does not have M rows, or there are other weights than the plan has places.
     pub fn scatter_combine(&self, outputs: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-        let ([rows, width], device, dtype) = (outputs.dims(), outputs.device(), outputs.dtype());
+        let (rows, dtype, slots) = (outputs.dims()[0], outputs.dtype(), &self.slots);
         assert!(
-            rows == self.order().len(),
+            rows == slots.order().len(),
             "DispatchPlan: `outputs` has {rows} rows, the plan {}",
-            self.order().len()
+            slots.order().len()
         );
         let wide = match dtype {
             DType::F16 | DType::BF16 => DType::F32,
             dtype => dtype,
         };
-        let zeros = Tensor::<2>::zeros([self.slots.tokens(), width], (&device, wide));
+        let to_tokens = RowMap::adding(slots.rows(), slots.tokens());
         if rows == 0 {
-            return zeros.cast(dtype);
+            return combine_rows(outputs, &Arc::new(to_tokens));
         }
-        let weights = weights.flatten::<1>(0, 1).select(0, indices(self.order().to_vec(), &device));
-        let weighted = widen(outputs) * weights.unsqueeze_dim(1).cast(wide);
-        let rows = indices(self.slots.rows().to_vec(), &device);
-        zeros.select_assign(0, rows, weighted, IndexingUpdateOp::Add).cast(dtype)
+        let places = RowMap::picking(slots.weights(), slots.order().to_vec());
+        let weights = combine_rows(weights.reshape([slots.weights(), 1]), &Arc::new(places));
+        let weighted = widen(outputs) * weights.cast(wide);
+        combine_rows(weighted, &Arc::new(to_tokens)).cast(dtype)
     }
 }

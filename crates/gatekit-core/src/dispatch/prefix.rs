@@ -1,14 +1,17 @@
 //! A chain of stages of which every row runs as many as it needs: layers with early exits, learners added up.
 //!
-//! Rows are sorted once, by falling number of stages. Stage i then runs on the first rows, a prefix that only
-//! shrinks: nothing is gathered between stages, and rows that are done cost nothing.
+//! Rows are sorted once, by falling number of stages, so that those of one depth stand together and go through their
+//! stages as one piece; a row costs what it runs.
 
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::common::indices;
+use burn::tensor::{Int, Tensor};
+use gatekit_kernels::rows::{RowMap, combine_rows};
+
 use crate::error::InputError;
 
 /// Rows sorted by falling depth, the number of stages that they run.
@@ -95,12 +98,12 @@ impl PrefixPlan {
         self.counts.iter().sum()
     }
 
-    /// The rows of every depth that has some, the deepest first: depth and rows.
-    pub fn by_depth(&self) -> impl Iterator<Item = (usize, &[usize])> {
+    /// The depths that have rows, the deepest first, and where these stand in the sorted order.
+    pub fn by_depth(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
         let counts = |depth: usize| if depth == 0 { self.rows() } else { self.counts[depth - 1] };
         (0..=self.stages()).rev().filter_map(move |depth| {
             let deeper = if depth == self.stages() { 0 } else { self.counts[depth] };
-            let rows = &self.order[deeper..counts(depth)];
+            let rows = deeper..counts(depth);
             (!rows.is_empty()).then_some((depth, rows))
         })
     }
@@ -111,27 +114,8 @@ impl PrefixPlan {
     ///
     /// When `x` does not have N rows.
     pub fn gather<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.gather_first(x, self.rows())
-    }
-
-    /// The first `rows` of [`gather`](Self::gather), `[rows, ..]`: those that run stage i, with `counts()[i]` rows.
-    ///
-    /// # Panics
-    ///
-    /// When `x` does not have N rows, or fewer are there than asked for.
-    pub fn gather_first<const D: usize>(&self, x: Tensor<D>, rows: usize) -> Tensor<D> {
         self.check("x", x.dims());
-        assert!(rows <= self.rows(), "PrefixPlan: {rows} rows asked for, the plan has {}", self.rows());
-        if rows == 0 {
-            let mut dims = x.dims();
-            dims[0] = 0;
-            return Tensor::zeros(dims, (&x.device(), x.dtype()));
-        }
-        if self.order[..rows].iter().enumerate().all(|(place, row)| place == *row) {
-            return first_rows(x, 0, rows);
-        }
-        let order = indices(self.order[..rows].to_vec(), &x.device());
-        x.select(0, order)
+        if self.order.is_sorted() { x } else { permuted(x, self.order.clone()) }
     }
 
     /// Sorted rows `y` `[N, ..]` in the order that they had: the inverse of [`gather`](Self::gather). Differentiable.
@@ -146,8 +130,7 @@ impl PrefixPlan {
         }
         let mut places = vec![0; self.rows()];
         self.order.iter().enumerate().for_each(|(place, row)| places[*row] = place);
-        let places = indices(places, &y.device());
-        y.select(0, places)
+        permuted(y, places)
     }
 
     fn check<const D: usize>(&self, name: &str, dims: [usize; D]) {
@@ -155,141 +138,57 @@ impl PrefixPlan {
     }
 }
 
-/// What stages hand on: sorted rows that still run, of which the last ones finish after every stage.
-pub trait PrefixState<const D: usize>: Sized {
-    /// Rows held.
-    fn row_count(&self) -> usize;
-
-    /// The first `rows` of the state, and the results of those behind them.
-    fn keep_first(self, rows: usize) -> (Self, Tensor<D>);
-
-    /// The results of all rows that are left.
-    fn finish(self) -> Tensor<D>;
+/// Row `order[i]` of `x` `[N, ..]` as row i.
+fn permuted<const D: usize>(x: Tensor<D>, order: Vec<usize>) -> Tensor<D> {
+    let dims = x.dims();
+    let map = Arc::new(RowMap::picking(order.len(), order));
+    combine_rows(x.reshape([dims[0], dims[1..].iter().product()]), &map).reshape(dims)
 }
 
-/// A stage replaces the rows: layers with early exits.
-impl<const D: usize> PrefixState<D> for Tensor<D> {
-    fn row_count(&self) -> usize {
-        self.dims()[0]
-    }
-
-    fn keep_first(self, rows: usize) -> (Self, Tensor<D>) {
-        let left = self.dims()[0] - rows;
-        (first_rows(self.clone(), 0, rows), first_rows(self, rows, left))
-    }
-
-    fn finish(self) -> Tensor<D> {
-        self
-    }
-}
-
-/// Inputs that all stages share, and the results so far: learners whose outputs are added up.
-impl<const C: usize, const D: usize> PrefixState<D> for (Tensor<C>, Tensor<D>) {
-    fn row_count(&self) -> usize {
-        self.1.dims()[0]
-    }
-
-    fn keep_first(self, rows: usize) -> (Self, Tensor<D>) {
-        let (running, finished) = self.1.keep_first(rows);
-        ((first_rows(self.0, 0, rows), running), finished)
-    }
-
-    fn finish(self) -> Tensor<D> {
-        self.1
-    }
-}
-
-/// Runs `stage(i, state)`, i from 0, on the rows that run stage i, and gives all results in sorted order, `[N, ..]`.
+/// Runs the rows of every depth through their stages as one piece: `y_r = run(k, x_r)` for the rows r of depth k.
 ///
-/// A row of depth k ends with what stages 0 .. k-1 made of it; one of depth 0 as it came. A stage that no row runs is
-/// not called. `state` holds the rows as [`PrefixPlan::gather`] sorts them; [`PrefixPlan::restore`] puts results back
-/// in place. Gradients flow through whatever the stages compute, and both directions cost what the executed rows cost.
+/// `run(k, rows)` is called once for every depth k that has rows, 0 included, with these rows of `x` `[N, ..]` in the
+/// order of `x`, and does the work of stages 0 .. k-1: layers one after the other, or learners that are columns of one
+/// matrix as one product. The result `[N, ..]` is in the order of `x`. Gradients flow through whatever `run` computes,
+/// and both directions cost what the executed rows cost.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {
 /// use burn::tensor::{Device, Tensor};
-/// use gatekit_core::dispatch::{PrefixPlan, prefix_execute};
+/// use gatekit_core::dispatch::{PrefixPlan, depth_execute};
 ///
 /// let plan = PrefixPlan::new(&[1, 0, 2], 2).unwrap();
 /// let x = Tensor::<2>::from_data([[1.0], [2.0], [3.0]], &Device::flex());
-/// let y = prefix_execute(plan.gather(x), &plan, |_stage, rows| rows.mul_scalar(10.0));
-/// assert_eq!(plan.restore(y).into_data().to_vec::<f32>().unwrap(), [10.0, 2.0, 300.0]);
+/// let y = depth_execute(x, &plan, |depth, rows| (0..depth).fold(rows, |rows, _stage| rows.mul_scalar(10.0)));
+/// assert_eq!(y.into_data().to_vec::<f32>().unwrap(), [10.0, 2.0, 300.0]);
 /// # }
 /// ```
 ///
 /// # Panics
 ///
-/// When `state` does not hold N rows, or a stage returns another number of rows than it was given.
-pub fn prefix_execute<const D: usize, S: PrefixState<D>>(
-    state: S,
-    plan: &PrefixPlan,
-    mut stage: impl FnMut(usize, S) -> S,
-) -> Tensor<D> {
-    assert!(
-        state.row_count() == plan.rows(),
-        "prefix_execute: `state` holds {} rows, the plan {}",
-        state.row_count(),
-        plan.rows()
-    );
-    let mut state = state;
-    // In the order in which rows finish: from the last to the first.
-    let mut finished = Vec::new();
-    for (index, &rows) in plan.counts().iter().enumerate().filter(|(_, rows)| **rows > 0) {
-        if rows < state.row_count() {
-            let (running, done) = state.keep_first(rows);
-            finished.push(done);
-            state = running;
-        }
-        state = stage(index, state);
-        assert!(
-            state.row_count() == rows,
-            "prefix_execute: stage {index} made {} rows of {rows}",
-            state.row_count()
-        );
-    }
-    finished.push(state.finish());
-    finished.reverse();
-    match finished.len() {
-        1 => finished.remove(0),
-        _ => Tensor::cat(finished, 0),
-    }
-}
-
-/// Where k stages are as good as one: `y_r = start_r + at_once(k, x_r)` for the rows r of depth k, and `start` for those
-/// of depth 0.
-///
-/// `at_once(k, rows)` is called once for every depth k >= 1 that has rows, with these rows of `x` `[N, ..]`, and does
-/// the work of stages 0 .. k-1 in one piece: learners that are columns of one matrix, say. As many rows run as many
-/// stages as in [`prefix_execute`], but results are written once instead of once a stage. `start` and the result are
-/// `[N, ..]` in the order of `x`.
-///
-/// # Panics
-///
-/// When `x` or `start` do not have N rows, or results of another number of rows come back.
+/// When `x` does not have N rows, N is 0, or `run` returns another number of rows than it was given.
 pub fn depth_execute<const C: usize, const D: usize>(
     x: Tensor<C>,
-    start: Tensor<D>,
     plan: &PrefixPlan,
-    mut at_once: impl FnMut(usize, Tensor<C>) -> Tensor<D>,
+    mut run: impl FnMut(usize, Tensor<C>) -> Tensor<D>,
 ) -> Tensor<D> {
-    plan.check("x", x.dims());
-    plan.check("start", start.dims());
-    let mut y = start;
-    for (depth, rows) in plan.by_depth().filter(|(depth, _)| *depth > 0) {
-        if rows.len() == plan.rows() {
-            return y + at_once(depth, x);
-        }
-        let rows = indices(rows.to_vec(), &x.device());
-        let part = at_once(depth, x.clone().select(0, rows.clone()));
-        y = y.select_assign(0, rows, part, IndexingUpdateOp::Add);
-    }
-    y
-}
-
-/// Rows `start .. start + rows`, the tensor itself where they are all of it.
-fn first_rows<const D: usize>(x: Tensor<D>, start: usize, rows: usize) -> Tensor<D> {
-    match x.dims()[0] == rows {
-        true => x,
-        false => x.narrow(0, start, rows),
-    }
+    let x = plan.gather(x);
+    let parts: Vec<Tensor<D>> = (plan.by_depth())
+        .map(|(depth, rows)| {
+            let count = rows.len();
+            let part = run(
+                depth,
+                if count == plan.rows() { x.clone() } else { x.clone().narrow(0, rows.start, count) },
+            );
+            let got = part.dims()[0];
+            assert!(got == count, "depth_execute: depth {depth} made {got} rows of {count}");
+            part
+        })
+        .collect();
+    assert!(!parts.is_empty(), "depth_execute: no rows");
+    plan.restore(if parts.len() == 1 {
+        parts.into_iter().next().expect("one")
+    } else {
+        Tensor::cat(parts, 0)
+    })
 }

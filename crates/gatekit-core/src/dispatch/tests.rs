@@ -102,24 +102,45 @@ fn nothing_kept_combines_to_zero() {
 
 #[test]
 fn gradients_match_finite_differences() {
-    let device = devices().remove(0);
-    let plan = DispatchPlan::new(&assignment(&[2, 0, 0, 2, 2, 3], 2, 4));
-    let layer = float64(&ramp(4 * 2 * 3, 0.9), [4, 2, 3], &device);
-    let (x, weights) = (ramp(9, 1.1), ramp(6, 0.7));
-    check_gradients(&x, [3, 3], &device, |x| {
-        let weights = float64(&weights, [3, 2], &x.device());
-        let weight = Tensor::from_data(layer.to_data(), (&x.device(), DType::F64));
-        plan.scatter_combine(grouped_matmul(plan.gather(x), plan.offsets(), weight), weights)
-    });
-    check_gradients(&weights, [3, 2], &device, |weights| {
-        let x = float64(&x, [3, 3], &weights.device());
-        let weight = Tensor::from_data(layer.to_data(), (&weights.device(), DType::F64));
-        plan.scatter_combine(grouped_matmul(plan.gather(x), plan.offsets(), weight), weights)
-    });
-    check_gradients(&ramp(24, 0.9), [4, 2, 3], &device, |weight| {
-        let x = float64(&x, [3, 3], &weight.device());
-        grouped_matmul(plan.gather(x), plan.offsets(), weight)
-    });
+    // Two slots a token, some of them kept alone, in every order; token 2 keeps none in the last case.
+    let all = assignment(&[2, 0, 0, 2, 2, 3], 2, 4);
+    let cases = [all.clone(), all.clone().retain(|slot| slot != 1), all.retain(|slot| slot < 4)];
+    for (device, assignment) in
+        devices().iter().flat_map(|device| cases.iter().map(move |case| (device, case)))
+    {
+        let plan = DispatchPlan::new(assignment);
+        let layer = float64(&ramp(4 * 2 * 3, 0.9), [4, 2, 3], device);
+        let (x, weights) = (ramp(9, 1.1), ramp(6, 0.7));
+        let through = |x: Tensor<2>, weights: Tensor<2>| {
+            let weight = Tensor::from_data(layer.to_data(), (&x.device(), DType::F64));
+            plan.scatter_combine(grouped_matmul(plan.gather(x), plan.offsets(), weight), weights)
+        };
+        check_gradients(&x, [3, 3], device, |x| {
+            let weights = float64(&weights, [3, 2], &x.device());
+            through(x, weights)
+        });
+        check_gradients(&weights, [3, 2], device, |weights| {
+            let x = float64(&x, [3, 3], &weights.device());
+            through(x, weights)
+        });
+        check_gradients(&ramp(24, 0.9), [4, 2, 3], device, |weight| {
+            let x = float64(&x, [3, 3], &weight.device());
+            grouped_matmul(plan.gather(x), plan.offsets(), weight)
+        });
+    }
+}
+
+#[test]
+fn narrow_products_are_products() {
+    for device in devices() {
+        for rows in [1, 63, 64, 200] {
+            let (x, weight) = (ramp(rows * 3, 1.0), ramp(6, 0.7));
+            let weight = float64(&weight, [2, 3], &device);
+            let x = float64(&x, [rows, 3], &device);
+            let want = values(x.clone().matmul(weight.clone().transpose()));
+            assert_close(&values(narrow_matmul(x, weight)), &want, 1e-12);
+        }
+    }
 }
 
 #[test]

@@ -33,6 +33,6 @@ pub use selective::{selective_gate, selective_log_gate};
 pub use self_gate::{SelfGate, SelfGateConfig};
 pub use sequential_exit::{ExitDistribution, ExitStep, SequentialExit};
 pub use straight_through::{
-    first_argmax, gumbel_noise, gumbel_softmax, one_hot_argmax, straight_through_one_hot,
+    first_argmax, gumbel_noise, gumbel_softmax, one_hot, one_hot_argmax, straight_through_one_hot,
 };
 pub use sum::{GatedSum, GatedSumConfig, gated_sum};

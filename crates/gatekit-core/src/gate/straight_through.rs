@@ -86,8 +86,8 @@ pub fn gumbel_noise<const D: usize>(uniform: Tensor<D>) -> Tensor<D> {
     widen(uniform).clamp(1e-7, 1.0 - 1e-7).log().neg().log().neg()
 }
 
-/// 1 at `index` `[.., 1]`, `[.., classes]`.
-fn one_hot<const D: usize>(index: Tensor<D, Int>, classes: usize) -> Tensor<D> {
+/// 1 at `index` `[.., 1]` and 0 elsewhere, `[.., classes]`, in the device's float type and without a gradient.
+pub fn one_hot<const D: usize>(index: Tensor<D, Int>, classes: usize) -> Tensor<D> {
     let mut dims = index.dims();
     dims[D - 1] = classes;
     let mut along = [1; D];

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::common::{assert_last_axis, widen};
 use crate::decay::softplus_stable;
+use crate::dispatch::narrow_matmul;
 use crate::init;
 
 /// Added to the sum that weights are divided by.
@@ -141,7 +142,7 @@ impl LearnedRouter {
         inputs: &RouterInputs,
         phase: Phase,
     ) -> (Tensor<2>, Option<Tensor<2>>) {
-        let project = |x: Tensor<2>, weight: &Param<Tensor<2>>| x.matmul(widen(weight.val()).transpose());
+        let project = |x: Tensor<2>, weight: &Param<Tensor<2>>| narrow_matmul(x, widen(weight.val()));
         let scale = (self.w_noise.as_ref())
             .filter(|_| phase == Phase::Training || inputs.noise.is_some())
             .map(|noise| {

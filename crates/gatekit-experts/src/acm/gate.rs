@@ -4,7 +4,8 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{DType, Int, Tensor, activation::softmax};
 use gatekit_core::InputError;
-use gatekit_core::gate::{first_argmax, gumbel_softmax, one_hot_argmax, straight_through_one_hot};
+use gatekit_core::dispatch::narrow_matmul;
+use gatekit_core::gate::{first_argmax, gumbel_softmax, one_hot, straight_through_one_hot};
 use gatekit_core::router::Phase;
 
 use super::config::AcmGateKind;
@@ -97,7 +98,12 @@ impl AcmGate {
                 let probs = softmax(logits, 2);
                 (probs.clone(), probs)
             }
-            (AcmGateKind::Gumbel, Phase::Inference) => (softmax(logits.clone(), 2), one_hot_argmax(logits)),
+            (AcmGateKind::Gumbel, Phase::Inference) => {
+                let choice = first_argmax(logits.clone()).add_scalar(self.min_choice as i64);
+                let gate = one_hot(choice.clone(), self.num_blocks + 1).cast(logits.dtype());
+                let probs = self.padded(softmax(logits, 2));
+                return Ok(AcmGateOutput { probs, gate, choice: choice.squeeze_dim(2) });
+            }
             (AcmGateKind::Gumbel, Phase::Training) => {
                 let need = || format!("standard Gumbel noise {:?} in training", logits.dims());
                 let noise = noise.ok_or_else(|| InputError::new("gumbel", "none", need()))?;
@@ -119,7 +125,13 @@ impl AcmGate {
         if batch * time == 0 {
             return Tensor::zeros([batch, time, self.classes()], (&x.device(), x.dtype()));
         }
-        let logits = self.maps().fold(x.reshape([batch * time, d]), |x, map| map.forward(x));
+        let logits = self.maps().fold(x.reshape([batch * time, d]), |x, map| {
+            let y = narrow_matmul(x, map.weight.val().transpose());
+            match &map.bias {
+                Some(bias) => y + bias.val().unsqueeze_dim(0),
+                None => y,
+            }
+        });
         logits.reshape([batch, time, self.classes()])
     }
 

@@ -1,7 +1,7 @@
 //! The chain of learners.
 
 use burn::module::{Module, Param};
-use burn::tensor::{IndexingUpdateOp, Tensor, TensorData, activation::relu};
+use burn::tensor::{Tensor, activation::relu};
 use gatekit_core::InputError;
 use gatekit_core::activation::gelu;
 use gatekit_core::dispatch::{PrefixPlan, depth_execute};
@@ -242,24 +242,9 @@ impl AcmLearners {
         if batch * time == 0 {
             return x;
         }
-        let x = x.reshape([batch * time, d]);
         // The learners of a token are the first columns of w1 and rows of w2: one product for all tokens of a depth.
-        let start = self.unstarted(&x, plan);
-        depth_execute(x, start, plan, |depth, x| self.first(x, depth)).reshape([batch, time, d])
-    }
-
-    /// `h_0` for the tokens without a learner, zeros for all others.
-    fn unstarted(&self, x: &Tensor<2>, plan: &PrefixPlan) -> Tensor<2> {
-        let zeros = Tensor::zeros(x.dims(), (&x.device(), x.dtype()));
-        let rows = plan.by_depth().find(|(depth, _)| *depth == 0).map_or(&[][..], |(_, rows)| rows);
-        match self.out_bias(0, 1) {
-            Some(bias) if !rows.is_empty() => {
-                let values: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-                let index = Tensor::from_data(TensorData::new(values, [rows.len()]), &x.device());
-                zeros.select_assign(0, index, bias.expand([rows.len(), x.dims()[1]]), IndexingUpdateOp::Add)
-            }
-            _ => zeros,
-        }
+        depth_execute(x.reshape([batch * time, d]), plan, |depth, x| self.first(x, depth))
+            .reshape([batch, time, d])
     }
 
     /// `act(x w1 + b1)` of `count` learners, the first of which is `from`: `[M, count b]`.

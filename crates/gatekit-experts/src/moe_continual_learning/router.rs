@@ -2,8 +2,8 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Tensor, activation::softmax};
-use gatekit_core::InputError;
 use gatekit_core::router::Assignment;
+use gatekit_core::{ConfigError, InputError};
 
 use super::config::{ContinualMoeConfig, Variant};
 use super::losses::{CumulativeLoadLoss, LocalityLoss, one_hot};
@@ -38,6 +38,16 @@ pub struct TaskRouter {
 }
 
 impl TaskRouter {
+    /// A gate for experts of any kind; [`ContinualMoe`](super::ContinualMoe) has one for its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`ContinualMoeConfig::check`].
+    pub fn try_new(config: &ContinualMoeConfig, device: &Device) -> Result<Self, ConfigError> {
+        config.check()?;
+        Ok(Self::new(config, device))
+    }
+
     /// The configuration has been checked.
     pub(super) fn new(config: &ContinualMoeConfig, device: &Device) -> Self {
         let zeros = || Initializer::Zeros.init([config.num_experts], device).set_require_grad(false);
@@ -118,8 +128,12 @@ impl TaskRouter {
         CumulativeLoadLoss { weight: self.config.aux_weight, with_counts }
     }
 
-    /// One step of gradient descent.
-    pub(super) fn descend(&mut self, gradient: Tensor<2>) {
+    /// One step of gradient descent, `Theta <- Theta - eta gradient`, with a gradient `[M, d]`.
+    ///
+    /// # Panics
+    ///
+    /// When the gradient has another shape.
+    pub fn descend(&mut self, gradient: Tensor<2>) {
         let step = gradient.mul_scalar(self.config.learning_rate);
         self.theta = self.theta.clone().map(|theta| {
             let tracked = theta.is_require_grad();
@@ -127,8 +141,12 @@ impl TaskRouter {
         });
     }
 
-    /// Counts a decision in.
-    pub(super) fn count(&mut self, routing: &TaskRouting) {
+    /// Counts a decision in, after the round that it was made for.
+    ///
+    /// # Panics
+    ///
+    /// When the decision is one of a router of other size.
+    pub fn count(&mut self, routing: &TaskRouting) {
         let pi = routing.pi.clone().detach();
         let chosen = one_hot(&pi, routing.expert);
         let share = pi * chosen.clone();

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use gatekit_core::ModuleConfig;
-use gatekit_core::dispatch::{PrefixPlan, prefix_execute};
+use gatekit_core::dispatch::PrefixPlan;
 use gatekit_core::router::Phase;
 use gatekit_experts::acm::{
     Acm, AcmActivation, AcmBias, AcmBlockConfig, AcmConfig, AcmGateKind, AcmMode, ModelCost, linear_cost,
@@ -83,25 +83,27 @@ fn chosen_execution_is_the_sum_with_a_constant_gate() {
 }
 
 #[test]
-fn learners_on_prefixes_come_to_the_same() {
+fn tokens_one_by_one_come_to_the_same() {
     for device in devices() {
         let acm: Acm = lively(config(AcmBias::HiddenOnly).init(&device));
         let depths = [3, 0, 4, 1, 2, 2, 0];
         let x = waves([1, 7, 6], 0.2, &device);
         let plan = PrefixPlan::new(&depths, 4).unwrap();
-        // Learner i as the difference of two partial sums, on the first rows alone.
-        let learner = |i: usize, rows: Tensor<2>| {
-            let x = rows.unsqueeze::<3>();
-            let of = |k| acm.learners.forward_first(x.clone(), k).unwrap().squeeze_dim::<2>(0);
-            of(i + 1) - of(i)
+        // Learner i as the difference of two partial sums, on one token alone.
+        let of = |token: usize, k: usize| {
+            let x = x.clone().narrow(1, token, 1);
+            values(acm.learners.forward_first(x, k).unwrap())
         };
-        let rows = x.clone().squeeze_dim::<2>(0);
-        let state = (plan.gather(rows.clone()), rows.zeros_like());
-        let y = plan.restore(prefix_execute(state, &plan, |i, (x, sum): (Tensor<2>, Tensor<2>)| {
-            let term = learner(i, x.clone());
-            (x, sum + term)
-        }));
-        close(&values(acm.learners.forward_chosen(x, &plan)), &values(y), 1e-5);
+        let y: Vec<f64> = (depths.iter().enumerate())
+            .flat_map(|(token, depth)| {
+                let terms = (0..*depth).map(|i| {
+                    let pairs = of(token, i + 1).into_iter().zip(of(token, i));
+                    pairs.map(|(with, without)| with - without).collect::<Vec<_>>()
+                });
+                terms.fold(vec![0.0; 6], |sum, term| sum.iter().zip(term).map(|(a, b)| a + b).collect())
+            })
+            .collect();
+        close(&values(acm.learners.forward_chosen(x, &plan)), &y, 1e-5);
     }
 }
 

@@ -8,11 +8,8 @@ use burn::backend::{backend_extension, tensor::FloatTensor};
 use super::cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 use super::host;
-use super::{
-    ExpertArguments, ExpertSpec, portable,
-    portable_experts::{self, add_rows},
-};
-use crate::gate::GateBackend;
+use super::{ExpertArguments, ExpertSpec, portable, portable_experts};
+use crate::{gate::GateBackend, rows::RowsBackend};
 
 /// A backend with grouped products. The bodies are made of the backend's own matrix products, one a group, and of its
 /// tensor operations.
@@ -23,7 +20,7 @@ use crate::gate::GateBackend;
     Fusion: cfg(feature = "fusion"),
     Autodiff
 )]
-pub trait GroupedBackend: GateBackend {
+pub trait GroupedBackend: GateBackend + RowsBackend {
     /// Result of [`grouped_matmul`](super::grouped_matmul).
     #[fusion(meta = crate::fusion::grouped_matmul)]
     fn grouped_matmul(
@@ -54,7 +51,7 @@ pub trait GroupedBackend: GateBackend {
         down: FloatTensor<Self>,
         spec: ExpertSpec,
     ) -> FloatTensor<Self> {
-        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows).0
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec).0
     }
 
     /// The same, and the inner rows `[slots, 2 inner]` that the backward pass takes, in the type of `x`.
@@ -66,7 +63,7 @@ pub trait GroupedBackend: GateBackend {
         down: FloatTensor<Self>,
         spec: ExpertSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec, add_rows)
+        portable_experts::forward::<Self>(ExpertArguments { x, weights, gate_up, down }, &spec)
     }
 
     /// Gradients of `x`, `weights`, `gate_up` and `down`, given the inner rows and the gradient of the result.
@@ -81,7 +78,7 @@ pub trait GroupedBackend: GateBackend {
         spec: ExpertSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let arguments = ExpertArguments { x, weights, gate_up, down };
-        portable_experts::backward::<Self>(arguments, kept, gradient, &spec, add_rows).into_tuple()
+        portable_experts::backward::<Self>(arguments, kept, gradient, &spec).into_tuple()
     }
 }
 

@@ -8,14 +8,12 @@
 //! * [`table`]: which rows a cube works on.
 //! * [`kernel`]: the kernel of all three products; [`sums`]: a tile of a result while it is made.
 //! * [`few`]: a kernel for the result where no group has more than a few rows.
-//! * [`rows`]: rows added to the rows that they belong to.
 //! * [`launch`]: from tensors to kernel launches.
 
 mod few;
 mod kernel;
 mod launch;
 mod plan;
-mod rows;
 mod sums;
 mod table;
 
@@ -24,7 +22,6 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{ExpertArguments, ExpertSpec, GroupedBackend, portable, portable_experts};
 use launch::Problem;
-use rows::add_rows;
 
 /// The grouped product.
 pub(super) fn matmul<B: Backend<FloatTensorPrimitive = CubeTensor>>(
@@ -57,7 +54,7 @@ pub(super) fn experts<B: GroupedBackend<FloatTensorPrimitive = CubeTensor>>(
     spec: &ExpertSpec,
     _keep: bool,
 ) -> (CubeTensor, CubeTensor) {
-    portable_experts::forward(arguments, spec, add_rows)
+    portable_experts::forward(arguments, spec)
 }
 
 /// Gradients of the arguments of gated experts.
@@ -67,5 +64,5 @@ pub(super) fn experts_backward<B: GroupedBackend<FloatTensorPrimitive = CubeTens
     gradient: CubeTensor,
     spec: &ExpertSpec,
 ) -> ExpertArguments<B> {
-    portable_experts::backward(arguments, kept, gradient, spec, add_rows)
+    portable_experts::backward(arguments, kept, gradient, spec)
 }

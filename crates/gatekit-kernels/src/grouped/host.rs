@@ -111,7 +111,7 @@ pub(super) fn experts<B: HostBackend + GroupedBackend>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let dtype = arguments.x.dtype();
     if dtype == DType::F64 {
-        return portable_experts::forward(arguments, spec, portable_experts::add_rows);
+        return portable_experts::forward(arguments, spec);
     }
     let arguments = widened(arguments);
     let (y, kept) = with_slices(&arguments, spec, |experts| experts.forward(keep));
@@ -131,7 +131,7 @@ pub(super) fn experts_backward<B: HostBackend + GroupedBackend>(
     let ExpertArguments { x, weights, gate_up, down } = &arguments;
     let dtypes = [x.dtype(), weights.dtype(), gate_up.dtype(), down.dtype()];
     if dtypes[0] == DType::F64 {
-        return portable_experts::backward(arguments, kept, gradient, spec, portable_experts::add_rows);
+        return portable_experts::backward(arguments, kept, gradient, spec);
     }
     let arguments = widened(arguments);
     let [kept, gradient] = widen::<B, 2>([kept, gradient]);
