@@ -83,7 +83,7 @@ fn training(shape: Shape, mut inputs: Inputs) -> Work {
         let output = held.forward(rgb.clone(), ir.clone(), None, BatchStatistics::Batch);
         let loss = config.loss(&held.head.decode(output.detections), &targets).total();
         let gradients = GradientsParams::from_grads(loss.backward(), &held);
-        model = Some(optimizer.step(LEARNING_RATE.into(), held, gradients));
+        model = Some(optimizer.step(LEARNING_RATE, held, gradients));
     })
 }
 

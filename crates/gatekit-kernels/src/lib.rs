@@ -1,4 +1,4 @@
-//! Scans, gates, norms, short convolutions and grouped products as operations of their own: one function, several
+//! Scans, gates, norms, convolutions and grouped products as operations of their own: one function, several
 //! implementations, chosen by the device of the tensors.
 //!
 //! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
@@ -19,7 +19,9 @@
 // Burn marks its `NdArray` backend as deprecated; this library supports it.
 #![allow(deprecated)]
 
+pub mod channels;
 pub mod conv;
+pub mod convolution;
 #[cfg(feature = "cubecl")]
 mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]

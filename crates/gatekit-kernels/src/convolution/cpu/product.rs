@@ -1,0 +1,286 @@
+//! Convolutions as matrix products over panels of positions.
+
+use std::{mem::MaybeUninit, ops::Range};
+
+use rayon::prelude::*;
+
+use super::{
+    Sizes,
+    patches::{Patches, Runs, SLACK},
+};
+use crate::{
+    gate::{Activation, Gate, Gated, GatedLoop},
+    grouped::cpu::{
+        cut::{for_each, parts},
+        tile::{Left, Panel, column, panel_vectors, panel_width},
+    },
+    loops::Loop,
+    memory::{Filling, filled},
+    scratch::Arena,
+    simd::{Arithmetic, Kernel, Level, Simd},
+};
+
+/// Depth of a panel: with [`PANEL`] columns it stays in the first-level cache.
+const DEPTH: usize = 144;
+
+/// Columns of the widest panel.
+pub(super) const PANEL: usize = 64;
+
+/// Jobs that positions are spread over, about.
+const JOBS: usize = 32;
+
+/// Rows of a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) start: *const f32,
+    pub(super) stride: usize,
+}
+
+impl Left<f32> for Rows {
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    unsafe fn rows<const R: usize>(&self, row: usize) -> [*const f32; R] {
+        std::array::from_fn(|r| unsafe { self.start.add((row + r) * self.stride) })
+    }
+}
+
+/// All rows of `left` times a panel.
+///
+/// # Safety
+/// As [`column`].
+#[inline(always)]
+pub(super) unsafe fn multiply<S: Simd<Float = f32>>(
+    rows: usize,
+    left: Rows,
+    panel: Panel<f32>,
+    out: impl Fn(usize) -> *mut f32,
+    add: bool,
+) {
+    unsafe {
+        match panel_vectors::<S>(panel.columns) {
+            1 => column::<S, _, 1>(rows, left, panel, out, add),
+            2 => column::<S, _, 2>(rows, left, panel, out, add),
+            _ => column::<S, _, 4>(rows, left, panel, out, add),
+        }
+    }
+}
+
+/// Sums over patches, for every output a row of weights `[channels, taps]`.
+struct Sums<'a> {
+    patches: Patches<'a>,
+    weight: &'a [f32],
+    outputs: usize,
+    bias: Option<&'a [f32]>,
+    activation: Option<Activation>,
+    /// The plane that a position `(i, j)` is written to, at `(i s + offset, j s + offset)`.
+    plane: [usize; 2],
+    offset: [usize; 2],
+    step: usize,
+}
+
+impl Sums<'_> {
+    /// Computes all of them.
+    ///
+    /// # Safety
+    /// `out` must hold `[batch, outputs, plane]`, and nothing else may access the positions meanwhile.
+    unsafe fn run(&self, batch: usize, out: &Filling) {
+        let positions = self.patches.grid[0] * self.patches.grid[1];
+        let size = (batch * positions).div_ceil(JOBS).next_multiple_of(PANEL);
+        let jobs: Vec<(usize, Range<usize>)> =
+            (0..batch).flat_map(|image| parts(positions, size).map(move |part| (image, part))).collect();
+        let work = batch * positions * self.outputs * self.patches.depth();
+        let level = Level::best();
+        let scratch = [DEPTH * PANEL + SLACK, if self.step > 1 { self.outputs * PANEL } else { 0 }];
+        for_each(&jobs, work, &scratch, |(image, positions), mut arena: Arena<f32>| {
+            let [packed, tile] = scratch.map(|len| arena.take(len));
+            let job = Job { sums: self, image: *image, positions: positions.clone(), packed, tile, out };
+            // SAFETY: the level is this processor's; no other job has these positions.
+            unsafe { level.run(job) };
+        });
+    }
+}
+
+struct Job<'a, 'b> {
+    sums: &'a Sums<'a>,
+    image: usize,
+    positions: Range<usize>,
+    packed: &'b mut [f32],
+    tile: &'b mut [f32],
+    out: &'a Filling<'a>,
+}
+
+impl Kernel for Job<'_, '_> {
+    type Float = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd<Float = f32>>(self) {
+        let Self { sums, image, positions, packed, tile, out } = self;
+        let (packed, tile) = (packed.as_mut_ptr(), tile.as_mut_ptr());
+        let (depth, plane) = (sums.patches.depth(), sums.plane[0] * sums.plane[1]);
+        let planes = unsafe { out.start().add(image * sums.outputs * plane) };
+        let mut runs = Runs::default();
+        for first in positions.clone().step_by(panel_width::<S>()) {
+            let count = (positions.end - first).min(panel_width::<S>());
+            let width = panel_vectors::<S>(count) * S::LANES;
+            sums.patches.find(first, count, &mut runs);
+            let place = |row: usize| unsafe {
+                if sums.step == 1 { planes.add(row * plane + first) } else { tile.add(row * PANEL) }
+            };
+            for k in (0..depth.max(1)).step_by(DEPTH) {
+                let part = k..depth.min(k + DEPTH);
+                unsafe {
+                    sums.patches.gather::<S>(&runs, image, part.clone(), width, packed);
+                    let panel = Panel { start: packed, depth: part.len(), columns: count };
+                    let left = Rows { start: sums.weight.as_ptr().add(k), stride: depth };
+                    multiply::<S>(sums.outputs, left, panel, place, k > 0);
+                }
+            }
+            for row in 0..sums.outputs {
+                // SAFETY: just written.
+                let values = unsafe { std::slice::from_raw_parts_mut(place(row), count) };
+                let bias = sums.bias.map_or(0.0, |bias| bias[row]);
+                if sums.bias.is_some() || sums.activation.is_some() {
+                    Gated(sums.activation, Finish { values, bias }).run::<S::Arithmetic>();
+                }
+                if sums.step > 1 {
+                    let columns = sums.patches.grid[1];
+                    for (at, value) in values.iter().enumerate() {
+                        let (i, j) = ((first + at) / columns, (first + at) % columns);
+                        let [i, j] = [i * sums.step + sums.offset[0], j * sums.step + sums.offset[1]];
+                        unsafe { planes.add(row * plane + i * sums.plane[1] + j).write(*value) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bias and activation of a row.
+struct Finish<'a> {
+    values: &'a mut [f32],
+    bias: f32,
+}
+
+impl GatedLoop for Finish<'_> {
+    #[inline(always)]
+    fn run<A: Arithmetic, G: Gate>(self) {
+        for value in self.values {
+            let sum = *value + self.bias;
+            *value = if G::IS_GATE { G::value::<A>(sum) } else { sum };
+        }
+    }
+}
+
+/// The convolution `[batch, outputs, result]`.
+pub(in super::super) fn forward(
+    sizes: &Sizes,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    activation: Option<Activation>,
+) -> Vec<f32> {
+    let taps = taps(sizes);
+    let patches = patches(sizes, x, &taps);
+    let sums = Sums {
+        patches,
+        weight,
+        outputs: sizes.outputs,
+        bias,
+        activation,
+        plane: sizes.result,
+        offset: [0; 2],
+        step: 1,
+    };
+    let elements = sizes.batch * sizes.outputs * sizes.positions();
+    // SAFETY: every position of every image is in one job, which writes all of its outputs.
+    let [y] = unsafe {
+        filled([elements], |[y]: [&mut [MaybeUninit<f32>]; 1]| sums.run(sizes.batch, &Filling::unwritten(y)))
+    };
+    y
+}
+
+/// Places of the kernel as offsets.
+pub(super) fn taps(sizes: &Sizes) -> Vec<[isize; 2]> {
+    let padding = sizes.padding as isize;
+    let rows = 0..sizes.kernel[0] as isize;
+    rows.flat_map(|u| (0..sizes.kernel[1] as isize).map(move |v| [u - padding, v - padding])).collect()
+}
+
+/// What the convolution reads.
+pub(super) fn patches<'a>(sizes: &Sizes, x: &'a [f32], taps: &'a [[isize; 2]]) -> Patches<'a> {
+    let Sizes { channels, image, result, stride, .. } = *sizes;
+    Patches { x, channels, plane: image, taps, stride, grid: result }
+}
+
+/// The gradient of the image, given that of the result: pixels whose places are apart by multiples of the stride see the
+/// same places of the kernel, so each such phase is a convolution of the gradient by itself.
+pub(in super::super) fn image_gradient(sizes: &Sizes, weight: &[f32], dy: &[f32]) -> Vec<f32> {
+    let Sizes { batch, channels, image, stride, .. } = *sizes;
+    let phases = |axis: usize| 0..stride.min(image[axis]);
+    // SAFETY: every pixel is in one phase, whose sums write all of its channels.
+    let [dx] = unsafe {
+        filled([batch * channels * sizes.pixels()], |[dx]: [&mut [MaybeUninit<f32>]; 1]| {
+            let dx = Filling::unwritten(dx);
+            for (row, column) in phases(0).flat_map(|row| phases(1).map(move |column| (row, column))) {
+                let (taps, places) = phase(sizes, [row, column]);
+                let weight = turned(sizes, weight, &places);
+                let grid = [(image[0] - row).div_ceil(stride), (image[1] - column).div_ceil(stride)];
+                let patches = Patches {
+                    x: dy,
+                    channels: sizes.outputs,
+                    plane: sizes.result,
+                    taps: &taps,
+                    stride: 1,
+                    grid,
+                };
+                let sums = Sums {
+                    patches,
+                    weight: &weight,
+                    outputs: channels,
+                    bias: None,
+                    activation: None,
+                    plane: image,
+                    offset: [row, column],
+                    step: stride,
+                };
+                sums.run(batch, &dx);
+            }
+        })
+    };
+    dx
+}
+
+/// What the pixels of a phase see: offsets in the gradient, and places of the kernel.
+fn phase(sizes: &Sizes, at: [usize; 2]) -> (Vec<[isize; 2]>, Vec<usize>) {
+    let (stride, padding) = (sizes.stride as isize, sizes.padding as isize);
+    let along = |axis: usize| {
+        let from = at[axis] as isize + padding;
+        let fits = move |place: &isize| (from - place).rem_euclid(stride) == 0;
+        (0..sizes.kernel[axis] as isize).filter(fits).map(move |place| (place, (from - place) / stride))
+    };
+    let all = along(0).flat_map(|(u, dy)| along(1).map(move |(v, dx)| ([dy, dx], u, v)));
+    all.map(|(offset, u, v)| (offset, (u * sizes.kernel[1] as isize + v) as usize)).unzip()
+}
+
+/// The kernel at some places, as `[channels, outputs, places]`.
+fn turned(sizes: &Sizes, weight: &[f32], places: &[usize]) -> Vec<f32> {
+    let all = sizes.places();
+    let mut turned = vec![0.0; sizes.channels * sizes.outputs * places.len()];
+    let row = (sizes.outputs * places.len()).max(1);
+    let fill = |(channel, row): (usize, &mut [f32])| {
+        for (output, to) in row.chunks_exact_mut(places.len()).enumerate() {
+            let from = &weight[(output * sizes.channels + channel) * all..][..all];
+            to.iter_mut().zip(places).for_each(|(to, place)| *to = from[*place]);
+        }
+    };
+    if places.is_empty() {
+        return turned;
+    }
+    if turned.len() < 1 << 15 {
+        turned.chunks_exact_mut(row).enumerate().for_each(fill);
+    } else {
+        turned.par_chunks_exact_mut(row).with_min_len(16).enumerate().for_each(fill);
+    }
+    turned
+}
