@@ -194,6 +194,7 @@ pub(crate) fn short_convolution_backward(
 pub(crate) fn image_convolution(
     x: &TensorSpec,
     weight: &TensorSpec,
+    _scale: &TensorSpec,
     _bias: &TensorSpec,
     spec: &ImageConvolutionSpec,
 ) -> TensorSpec {

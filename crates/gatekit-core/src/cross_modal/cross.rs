@@ -4,13 +4,12 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
-use crate::batch_norm::{BatchStatistics, batch_norm};
+use crate::batch_norm::BatchStatistics;
 use crate::config::{ModuleConfig, check_sizes};
+use crate::convolution::{Activation, convolve, convolve_norm};
 use crate::error::ConfigError;
-use crate::gate::sigmoid;
 
 /// Configuration of [`CrossGate`].
 #[derive(Config, Debug)]
@@ -109,9 +108,10 @@ impl CrossGate {
     ///
     /// When `other` does not have C channels.
     pub fn guidance(&self, other: Tensor<4>, statistics: BatchStatistics) -> Guidance {
-        let narrow = silu(batch_norm(&self.reduce_norm, self.reduce.forward(other), statistics));
-        let guidance = batch_norm(&self.expand_norm, self.expand.forward(narrow), statistics);
-        let gate = sigmoid(self.gate.forward(guidance.clone()));
+        let swish = Some(Activation::Swish);
+        let narrow = convolve_norm(&self.reduce, &self.reduce_norm, other, statistics, swish);
+        let guidance = convolve_norm(&self.expand, &self.expand_norm, narrow, statistics, None);
+        let gate = convolve(&self.gate, guidance.clone(), Some(Activation::Sigmoid));
         Guidance { guidance, gate }
     }
 

@@ -8,6 +8,7 @@ use burn::tensor::{Bool, Device, Tensor};
 use super::spatial::assert_same_size;
 use crate::common::{assert_broadcasts, widen};
 use crate::config::{ModuleConfig, check_sizes};
+use crate::convolution::convolve;
 use crate::error::ConfigError;
 
 /// Softmax over axis `dim` among the entries that are `admissible`; the others get exactly 0.
@@ -103,7 +104,7 @@ impl ModalitySoftmax {
             let [batch, modalities] = present.dims();
             present.reshape([batch, modalities, 1, 1])
         });
-        masked_softmax(self.conv.forward(context), 1, present)
+        masked_softmax(convolve(&self.conv, context, None), 1, present)
     }
 
     /// The mixture of M feature maps `[B, C', H, W]` and the shares.

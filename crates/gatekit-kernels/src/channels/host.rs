@@ -114,11 +114,25 @@ impl Loop for Statistics<'_> {
     }
 }
 
-/// `(scale, shift)` of a channel: `y = scale x + shift`.
-fn affine(arguments: [&[f32]; 4], epsilon: f64, channel: usize) -> (f32, f32) {
-    let [gamma, beta, mean, variance] = arguments.map(|values| f64::from(values[channel]));
-    let scale = gamma / (variance + epsilon).sqrt();
-    (scale as f32, (beta - mean * scale) as f32)
+/// `y = scale (x - mean) + beta` of a channel.
+#[derive(Clone, Copy)]
+struct Affine {
+    scale: f32,
+    mean: f32,
+    beta: f32,
+}
+
+impl Affine {
+    fn new(arguments: [&[f32]; 4], epsilon: f64, channel: usize) -> Self {
+        let [gamma, beta, mean, variance] = arguments.map(|values| values[channel]);
+        let scale = f64::from(gamma) / (f64::from(variance) + epsilon).sqrt();
+        Self { scale: scale as f32, mean, beta }
+    }
+
+    #[inline(always)]
+    fn apply<A: Arithmetic>(self, x: f32) -> f32 {
+        A::mul_add(self.scale, x - self.mean, self.beta)
+    }
 }
 
 /// The forward pass.
@@ -136,8 +150,8 @@ pub(super) fn forward<B: HostBackend>(
     let fill = |[y]: [&mut [MaybeUninit<f32>]; 1]| {
         let pairs = values.chunks_exact(planes.places).zip(y.chunks_exact_mut(planes.places));
         let jobs = pairs.enumerate().map(|(index, (x, y))| {
-            let (scale, shift) = affine(rows, spec.epsilon, index % planes.channels);
-            Gated(spec.activation, Forward { x, y, scale, shift })
+            let affine = Affine::new(rows, spec.epsilon, index % planes.channels);
+            Gated(spec.activation, Forward { x, y, affine })
         });
         run_all(planes.len(), jobs.collect());
     };
@@ -149,15 +163,14 @@ pub(super) fn forward<B: HostBackend>(
 struct Forward<'a> {
     x: &'a [f32],
     y: &'a mut [MaybeUninit<f32>],
-    scale: f32,
-    shift: f32,
+    affine: Affine,
 }
 
 impl GatedLoop for Forward<'_> {
     #[inline(always)]
     fn run<A: Arithmetic, G: Gate>(self) {
         for (x, y) in self.x.iter().zip(self.y) {
-            let z = A::mul_add(self.scale, *x, self.shift);
+            let z = self.affine.apply::<A>(*x);
             y.write(if G::IS_GATE { G::value::<A>(z) } else { z });
         }
     }
@@ -208,8 +221,8 @@ impl GatedLoop for Backward<'_> {
     #[inline(always)]
     fn run<A: Arithmetic, G: Gate>(self) {
         let Self { planes, x, dy, rows, spec, channel, dx, dgamma, dbeta } = self;
-        let (scale, shift) = affine(rows, spec.epsilon, channel);
-        let mean = rows[2][channel];
+        let affine = Affine::new(rows, spec.epsilon, channel);
+        let Affine { scale, mean, .. } = affine;
         let inverse = (1.0 / (f64::from(rows[3][channel]) + spec.epsilon).sqrt()) as f32;
         // First the gradients before the activation, and their sums.
         let (mut sum, mut along) = (0.0f64, 0.0f64);
@@ -221,7 +234,7 @@ impl GatedLoop for Backward<'_> {
                 let dz = unsafe { dx.uninitialised(at, len) };
                 if G::IS_GATE {
                     for ((dz, x), dy) in dz.iter_mut().zip(x).zip(dy) {
-                        let z = A::mul_add(scale, *x, shift);
+                        let z = affine.apply::<A>(*x);
                         dz.write(dy * G::value_and_slope::<A>(z).1);
                     }
                 } else {

@@ -7,8 +7,8 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 use super::host;
 use super::{ImageConvolutionSpec, ImageGradients, portable};
 
-/// A backend with convolutions of images. An absent bias is passed as a single zero; gradients that are not asked for are
-/// one too.
+/// A backend with convolutions of images. An absent scale or bias is passed as a single zero; gradients that are not asked
+/// for are one too.
 #[backend_extension(
     NdArray: cfg(feature = "ndarray"),
     Flex: cfg(feature = "flex"),
@@ -22,13 +22,14 @@ pub trait ImageConvolutionBackend: Backend {
     fn image_convolution(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         spec: ImageConvolutionSpec,
     ) -> FloatTensor<Self> {
-        portable::forward::<Self>(x, weight, bias, spec)
+        portable::forward::<Self>(x, weight, [scale, bias], spec)
     }
 
-    /// Gradients of `x`, `weight` and bias, given that of the result before its activation.
+    /// Gradients of `x`, `weight` and bias, given that of the result before scale and activation.
     #[fusion(meta = crate::fusion::image_convolution_backward)]
     fn image_convolution_backward(
         x: FloatTensor<Self>,
@@ -49,10 +50,11 @@ macro_rules! fused_convolutions {
             fn image_convolution(
                 x: FloatTensor<Self>,
                 weight: FloatTensor<Self>,
+                scale: FloatTensor<Self>,
                 bias: FloatTensor<Self>,
                 spec: ImageConvolutionSpec,
             ) -> FloatTensor<Self> {
-                host::forward::<Self>(x, weight, bias, spec)
+                host::forward::<Self>(x, weight, [scale, bias], spec)
             }
 
             fn image_convolution_backward(

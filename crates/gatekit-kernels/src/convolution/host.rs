@@ -7,7 +7,7 @@ use burn::{
 
 use super::{
     ImageConvolutionSpec, ImageGradients,
-    cpu::{self, Sizes},
+    cpu::{self, Finish, Sizes},
     portable,
 };
 use crate::host::HostBackend;
@@ -37,15 +37,18 @@ fn sizes<B: HostBackend>(
 pub(super) fn forward<B: HostBackend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    bias: FloatTensor<B>,
+    [scale, bias]: [FloatTensor<B>; 2],
     spec: ImageConvolutionSpec,
 ) -> FloatTensor<B> {
-    let Some(sizes) = sizes::<B>(&x, &weight, spec) else {
-        return portable::forward::<B>(x, weight, bias, spec);
+    let rows = scale.dtype() == DType::F32 && bias.dtype() == DType::F32;
+    let Some(sizes) = sizes::<B>(&x, &weight, spec).filter(|_| rows) else {
+        return portable::forward::<B>(x, weight, [scale, bias], spec);
     };
+    let scale = spec.has_scale.then(|| B::read::<f32>(&scale));
     let bias = spec.has_bias.then(|| B::read::<f32>(&bias));
+    let finish = Finish { scale: scale.as_deref(), bias: bias.as_deref(), activation: spec.activation };
     let compute = if spec.groups == 1 { cpu::forward } else { cpu::depthwise_forward };
-    let y = compute(&sizes, &B::read(&x), &B::read(&weight), bias.as_deref(), spec.activation);
+    let y = compute(&sizes, &B::read(&x), &B::read(&weight), finish);
     B::write(y, Shape::new([sizes.batch, sizes.outputs, sizes.result[0], sizes.result[1]]))
 }
 

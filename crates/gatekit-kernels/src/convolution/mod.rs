@@ -23,6 +23,8 @@ pub struct ImageConvolutionSpec {
     pub padding: usize,
     /// Groups of channels that do not see one another.
     pub groups: usize,
+    /// Whether each output is multiplied by a factor of its own.
+    pub has_scale: bool,
     /// Whether each output has a bias.
     pub has_bias: bool,
     /// What the result goes through; `None`: nothing.
@@ -37,6 +39,17 @@ impl ImageConvolutionSpec {
     }
 }
 
+/// What becomes of the outputs of a convolution: `act(scale y + bias)`, each part of which may be absent.
+#[derive(Debug, Clone, Default)]
+pub struct Finish {
+    /// A factor for every output, `[outputs]`.
+    pub scale: Option<Tensor<1>>,
+    /// Added to every output, `[outputs]`.
+    pub bias: Option<Tensor<1>>,
+    /// Applied last.
+    pub activation: Option<Activation>,
+}
+
 /// Which gradients a backward pass is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageGradients {
@@ -48,10 +61,11 @@ pub struct ImageGradients {
     pub bias: bool,
 }
 
-/// `y[b,o,i,j] = act(sum_{c,u,v} weight[o,c,u,v] x[b,c,i s + u - p,j s + v - p] + bias[o])`, zeros outside of the image.
+/// `y[b,o,i,j] = act(scale[o] sum_{c,u,v} weight[o,c,u,v] x[b,c,i s + u - p,j s + v - p] + bias[o])`, zeros outside of the
+/// image.
 ///
-/// With groups, outputs `o` of a group see the channels of their group alone. Differentiable in every tensor; with an
-/// activation the backward pass also keeps the values before it.
+/// With groups, outputs `o` of a group see the channels of their group alone. Differentiable in every tensor; the backward
+/// pass keeps image and kernel, and with a scale or an activation the values before them.
 ///
 /// On the CPU a panel of the result is one blocked matrix product, over patches that are brought together in the caches;
 /// so are the gradients. With one channel a group the filters are loops over rows. Other groupings, and other types than
@@ -60,7 +74,7 @@ pub struct ImageGradients {
 /// # Shapes
 ///
 /// - `x`: `[batch, channels, height, width]`
-/// - `weight`: `[outputs, channels / groups, kernel height, kernel width]`, in the type of `x`; `bias`: `[outputs]`
+/// - `weight`: `[outputs, channels / groups, kernel height, kernel width]`; all tensors in the type of `x`
 /// - result: `[batch, outputs, (height + 2 p - kernel height) / s + 1, ..]`
 ///
 /// # Panics
@@ -69,9 +83,8 @@ pub struct ImageGradients {
 pub fn image_convolution(
     x: Tensor<4>,
     weight: Tensor<4>,
-    bias: Option<Tensor<1>>,
     [stride, padding, groups]: [usize; 3],
-    activation: Option<Activation>,
+    Finish { scale, bias, activation }: Finish,
 ) -> Tensor<4> {
     let ([_, channels, height, width], [outputs, own, rows, columns]) = (x.dims(), weight.dims());
     assert!(
@@ -86,15 +99,24 @@ pub fn image_convolution(
         weight.dims(),
         x.dims()
     );
-    if let Some(bias) = &bias {
-        assert_eq!(bias.dims(), [outputs], "image_convolution: shape of `bias`");
+    for (name, row) in [("scale", &scale), ("bias", &bias)] {
+        let fits = row.as_ref().is_none_or(|row| row.dims() == [outputs] && row.dtype() == x.dtype());
+        assert!(fits, "image_convolution: `{name}` does not have {outputs} values in {:?}", x.dtype());
     }
-    check_dtypes("image_convolution", x.dtype(), [Some(weight.dtype()), bias.as_ref().map(Tensor::dtype)]);
-    let spec = ImageConvolutionSpec { stride, padding, groups, has_bias: bias.is_some(), activation };
-    let bias = bias.unwrap_or_else(|| absent(&x));
+    check_dtypes("image_convolution", x.dtype(), []);
+    assert!(
+        weight.dtype() == x.dtype(),
+        "image_convolution: `x` is in {:?}, `weight` in {:?}: cast one of them first",
+        x.dtype(),
+        weight.dtype()
+    );
+    let (has_scale, has_bias) = (scale.is_some(), bias.is_some());
+    let spec = ImageConvolutionSpec { stride, padding, groups, has_scale, has_bias, activation };
+    let [scale, bias] = [scale, bias].map(|row| row.unwrap_or_else(|| absent(&x)));
     Tensor::from_dispatch(<Dispatch as ImageConvolutionBackend>::image_convolution(
         x.into_dispatch(),
         weight.into_dispatch(),
+        scale.into_dispatch(),
         bias.into_dispatch(),
         spec,
     ))

@@ -6,7 +6,7 @@ use burn::{
 };
 
 use super::{ImageConvolutionSpec, ImageGradients};
-use crate::primitive::Primitive;
+use crate::primitive::{Primitive, accumulation};
 
 fn options(spec: ImageConvolutionSpec) -> ConvOptions<2> {
     ConvOptions::new([spec.stride; 2], [spec.padding; 2], [1; 2], spec.groups)
@@ -16,14 +16,25 @@ fn options(spec: ImageConvolutionSpec) -> ConvOptions<2> {
 pub(super) fn forward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    bias: FloatTensor<B>,
+    [scale, bias]: [FloatTensor<B>; 2],
     spec: ImageConvolutionSpec,
 ) -> FloatTensor<B> {
-    let y = B::conv2d(x, weight, spec.has_bias.then_some(bias), options(spec));
-    match spec.activation {
-        Some(activation) => activation.portable_value::<B>(Primitive(y)).0,
-        None => y,
+    let (dtype, outputs) = (x.dtype(), weight.shape()[0]);
+    let own = spec.has_bias && !spec.has_scale;
+    let y = B::conv2d(x, weight, own.then(|| bias.clone()), options(spec));
+    let mut y = Primitive::<B>(y).cast(accumulation(dtype));
+    let row = |row: FloatTensor<B>| Primitive::<B>(row).cast(accumulation(dtype)).reshape([1, outputs, 1, 1]);
+    if spec.has_scale {
+        y = y * row(scale);
+        if spec.has_bias {
+            y = y + row(bias);
+        }
     }
+    let y = match spec.activation {
+        Some(activation) => activation.portable_value(y),
+        None => y,
+    };
+    y.cast(dtype).0
 }
 
 /// Gradients of image, kernel and bias, a single zero for what is not wanted.

@@ -2,10 +2,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::Sizes;
+use super::{Finish, Sizes};
 use crate::{
     float::dot,
-    gate::{Activation, Gate, Gated, GatedLoop},
     loops::{Loop, run_all},
     memory::filled,
     simd::Arithmetic,
@@ -52,20 +51,18 @@ impl Sizes {
 }
 
 /// `[batch, channels, result]`.
-pub(in super::super) fn forward(
-    sizes: &Sizes,
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    activation: Option<Activation>,
-) -> Vec<f32> {
+pub(in super::super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], finish: Finish) -> Vec<f32> {
     let elements = sizes.batch * sizes.channels * sizes.positions();
     let fill = |[y]: [&mut [MaybeUninit<f32>]; 1]| {
         let planes = y.chunks_exact_mut(sizes.positions()).zip(x.chunks_exact(sizes.pixels()));
         let filters = weight.chunks_exact(sizes.places()).enumerate().cycle();
-        let jobs = planes.zip(filters).map(|((y, x), (channel, weight))| {
-            let bias = bias.map_or(0.0, |bias| bias[channel]);
-            Gated(activation, Forward { sizes, x, weight, bias, y })
+        let jobs = planes.zip(filters).map(|((y, x), (channel, weight))| Forward {
+            sizes,
+            x,
+            weight,
+            channel,
+            finish: &finish,
+            y,
         });
         run_all(elements, jobs.collect());
     };
@@ -78,15 +75,16 @@ struct Forward<'a> {
     sizes: &'a Sizes,
     x: &'a [f32],
     weight: &'a [f32],
-    bias: f32,
+    channel: usize,
+    finish: &'a Finish<'a>,
     y: &'a mut [MaybeUninit<f32>],
 }
 
-impl GatedLoop for Forward<'_> {
+impl Loop for Forward<'_> {
     #[inline(always)]
-    fn run<A: Arithmetic, G: Gate>(self) {
-        let Self { sizes, x, weight, bias, y } = self;
-        let y = filled_with(y, bias);
+    fn run<A: Arithmetic>(self) {
+        let Self { sizes, x, weight, channel, finish, y } = self;
+        let y = zeroed(y);
         sizes.rows(|position, count, pixel, place| {
             let weight = weight[place];
             let y = &mut y[position..position + count];
@@ -100,16 +98,14 @@ impl GatedLoop for Forward<'_> {
                 }
             }
         });
-        if G::IS_GATE {
-            y.iter_mut().for_each(|y| *y = G::value::<A>(*y));
-        }
+        finish.apply::<A>(channel, y);
     }
 }
 
 #[inline(always)]
-fn filled_with(place: &mut [MaybeUninit<f32>], value: f32) -> &mut [f32] {
+fn zeroed(place: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     for element in place.iter_mut() {
-        element.write(value);
+        element.write(0.0);
     }
     // SAFETY: just written.
     unsafe { std::slice::from_raw_parts_mut(place.as_mut_ptr().cast(), place.len()) }
@@ -140,7 +136,7 @@ impl Loop for Image<'_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         let Self { sizes, dy, weight, dx } = self;
-        let dx = filled_with(dx, 0.0);
+        let dx = zeroed(dx);
         sizes.rows(|position, count, pixel, place| {
             let weight = weight[place];
             let dy = &dy[position..position + count];

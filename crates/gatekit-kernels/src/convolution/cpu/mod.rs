@@ -17,6 +17,52 @@ pub(super) use depthwise::{
 pub(super) use product::{forward, image_gradient};
 pub(super) use weights::weight_gradient;
 
+use crate::{
+    gate::{Activation, Gate, Gated, GatedLoop},
+    loops::Loop,
+    simd::Arithmetic,
+};
+
+/// What becomes of the outputs: `act(scale y + bias)`.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub(super) scale: Option<&'a [f32]>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) activation: Option<Activation>,
+}
+
+impl Finish<'_> {
+    /// Sums that are left as they are.
+    const NONE: Self = Self { scale: None, bias: None, activation: None };
+
+    /// Finishes values of an output.
+    #[inline(always)]
+    fn apply<A: Arithmetic>(&self, output: usize, values: &mut [f32]) {
+        if self.scale.is_some() || self.bias.is_some() || self.activation.is_some() {
+            let scale = self.scale.map_or(1.0, |scale| scale[output]);
+            let bias = self.bias.map_or(0.0, |bias| bias[output]);
+            Gated(self.activation, Values { values, scale, bias }).run::<A>();
+        }
+    }
+}
+
+/// Values of one output.
+struct Values<'a> {
+    values: &'a mut [f32],
+    scale: f32,
+    bias: f32,
+}
+
+impl GatedLoop for Values<'_> {
+    #[inline(always)]
+    fn run<A: Arithmetic, G: Gate>(self) {
+        for value in self.values {
+            let y = A::mul_add(self.scale, *value, self.bias);
+            *value = if G::IS_GATE { G::value::<A>(y) } else { y };
+        }
+    }
+}
+
 /// Sizes of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {

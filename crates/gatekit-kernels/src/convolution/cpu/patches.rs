@@ -82,8 +82,8 @@ impl Patches<'_> {
         width: usize,
         mut to: *mut f32,
     ) {
-        let plane = self.plane[0] * self.plane[1];
-        let taps = self.taps.len();
+        // Where no place of the kernel is seen there is nothing to gather.
+        let (plane, taps) = (self.plane[0] * self.plane[1], self.taps.len().max(1));
         let (mut channel, mut tap) = (depth.start / taps, depth.start % taps);
         for _ in depth {
             let start = (image * self.channels + channel) * plane;

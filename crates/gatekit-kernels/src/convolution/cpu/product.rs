@@ -5,19 +5,17 @@ use std::{mem::MaybeUninit, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    Sizes,
+    Finish, Sizes,
     patches::{Patches, Runs, SLACK},
 };
 use crate::{
-    gate::{Activation, Gate, Gated, GatedLoop},
     grouped::cpu::{
         cut::{for_each, parts},
         tile::{Left, Panel, column, panel_vectors, panel_width},
     },
-    loops::Loop,
     memory::{Filling, filled},
     scratch::Arena,
-    simd::{Arithmetic, Kernel, Level, Simd},
+    simd::{Kernel, Level, Simd},
 };
 
 /// Depth of a panel: with [`PANEL`] columns it stays in the first-level cache.
@@ -71,8 +69,7 @@ struct Sums<'a> {
     patches: Patches<'a>,
     weight: &'a [f32],
     outputs: usize,
-    bias: Option<&'a [f32]>,
-    activation: Option<Activation>,
+    finish: Finish<'a>,
     /// The plane that a position `(i, j)` is written to, at `(i s + offset, j s + offset)`.
     plane: [usize; 2],
     offset: [usize; 2],
@@ -139,10 +136,7 @@ impl Kernel for Job<'_, '_> {
             for row in 0..sums.outputs {
                 // SAFETY: just written.
                 let values = unsafe { std::slice::from_raw_parts_mut(place(row), count) };
-                let bias = sums.bias.map_or(0.0, |bias| bias[row]);
-                if sums.bias.is_some() || sums.activation.is_some() {
-                    Gated(sums.activation, Finish { values, bias }).run::<S::Arithmetic>();
-                }
+                sums.finish.apply::<S::Arithmetic>(row, values);
                 if sums.step > 1 {
                     let columns = sums.patches.grid[1];
                     for (at, value) in values.iter().enumerate() {
@@ -156,38 +150,15 @@ impl Kernel for Job<'_, '_> {
     }
 }
 
-/// Bias and activation of a row.
-struct Finish<'a> {
-    values: &'a mut [f32],
-    bias: f32,
-}
-
-impl GatedLoop for Finish<'_> {
-    #[inline(always)]
-    fn run<A: Arithmetic, G: Gate>(self) {
-        for value in self.values {
-            let sum = *value + self.bias;
-            *value = if G::IS_GATE { G::value::<A>(sum) } else { sum };
-        }
-    }
-}
-
 /// The convolution `[batch, outputs, result]`.
-pub(in super::super) fn forward(
-    sizes: &Sizes,
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    activation: Option<Activation>,
-) -> Vec<f32> {
+pub(in super::super) fn forward(sizes: &Sizes, x: &[f32], weight: &[f32], finish: Finish) -> Vec<f32> {
     let taps = taps(sizes);
     let patches = patches(sizes, x, &taps);
     let sums = Sums {
         patches,
         weight,
         outputs: sizes.outputs,
-        bias,
-        activation,
+        finish,
         plane: sizes.result,
         offset: [0; 2],
         step: 1,
@@ -238,8 +209,7 @@ pub(in super::super) fn image_gradient(sizes: &Sizes, weight: &[f32], dy: &[f32]
                     patches,
                     weight: &weight,
                     outputs: channels,
-                    bias: None,
-                    activation: None,
+                    finish: Finish::NONE,
                     plane: image,
                     offset: [row, column],
                     step: stride,
