@@ -2,8 +2,8 @@
 
 use crate::simd::Simd;
 
-/// What a sum over channels and taps reads: `x[image, c, i s + dy, j s + dx]` for position `(i, j)` of a grid, channel c
-/// and tap `(dy, dx)`; zeros outside of the planes.
+/// What a sum over channels and taps reads: `x[image, c, i s + dy, j s + dx]` for position `(i, j)` of an image's grid,
+/// channel c and tap `(dy, dx)`; zeros outside of the planes. Positions are counted through all images.
 #[derive(Clone, Copy)]
 pub(super) struct Patches<'a> {
     /// Images of `channels` planes.
@@ -22,7 +22,7 @@ pub(super) struct Patches<'a> {
 struct Run {
     /// The first of them among the columns.
     column: usize,
-    /// Where they begin in a plane, before or after it where they are outside.
+    /// Where they begin in the first channel, before or after its plane where they are outside.
     from: isize,
     /// Those from `low` to `high` are inside.
     low: usize,
@@ -43,16 +43,23 @@ impl Patches<'_> {
         self.channels * self.taps.len()
     }
 
+    /// Positions of an image.
+    pub(super) fn positions(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+
     /// Where the positions `first .. first + count` read.
     pub(super) fn find(&self, first: usize, count: usize, runs: &mut Runs) {
-        let ([_, columns], [height, width]) = (self.grid, self.plane.map(|size| size as isize));
+        let (positions, columns) = (self.positions(), self.grid[1]);
+        let [height, width] = self.plane.map(|size| size as isize);
         let stride = self.stride as isize;
         runs.runs.clear();
         runs.of_tap = (first + count - 1) / columns - first / columns + 1;
         for [dy, dx] in self.taps {
             let mut at = 0;
             while at < count {
-                let (i, j) = ((first + at) / columns, (first + at) % columns);
+                let (image, place) = ((first + at) / positions, (first + at) % positions);
+                let (i, j) = (place / columns, place % columns);
                 let len = (columns - j).min(count - at);
                 let (y, x) = (i as isize * stride + dy, j as isize * stride + dx);
                 let inside = (0..height).contains(&y);
@@ -61,9 +68,8 @@ impl Patches<'_> {
                 let high = if x < width { (width - x + stride - 1) / stride } else { 0 };
                 let high = if inside { high.clamp(0, len as isize) } else { 0 };
                 let low = low.min(high);
-                let run =
-                    Run { column: at, from: y * width + x, low: low as usize, high: high as usize, len };
-                runs.runs.push(run);
+                let from = (image * self.channels) as isize * height * width + y * width + x;
+                runs.runs.push(Run { column: at, from, low: low as usize, high: high as usize, len });
                 at += len;
             }
         }
@@ -77,7 +83,6 @@ impl Patches<'_> {
     pub(super) unsafe fn gather<S: Simd<Float = f32>>(
         &self,
         runs: &Runs,
-        image: usize,
         depth: std::ops::Range<usize>,
         width: usize,
         mut to: *mut f32,
@@ -86,7 +91,7 @@ impl Patches<'_> {
         let (plane, taps) = (self.plane[0] * self.plane[1], self.taps.len().max(1));
         let (mut channel, mut tap) = (depth.start / taps, depth.start % taps);
         for _ in depth {
-            let start = (image * self.channels + channel) * plane;
+            let start = channel * plane;
             for run in &runs.runs[tap * runs.of_tap..][..runs.of_tap] {
                 unsafe {
                     let to = to.add(run.column);
@@ -116,9 +121,12 @@ impl Patches<'_> {
             for at in (0..count).step_by(S::LANES) {
                 unsafe { S::store(to.add(at), S::load(source.add(at))) };
             }
-        } else if self.stride == 2 {
-            for at in 0..count {
-                unsafe { to.add(at).write(*source.add(2 * at)) };
+        } else if self.stride == 2 && from + 2 * count.next_multiple_of(BLOCK) <= self.x.len() {
+            for at in (0..count).step_by(BLOCK) {
+                unsafe {
+                    let pairs = source.add(2 * at).cast::<[[f32; 2]; BLOCK]>().read_unaligned();
+                    to.add(at).cast::<[f32; BLOCK]>().write_unaligned(pairs.map(|[even, _]| even));
+                }
             }
         } else {
             for at in 0..count {
@@ -127,6 +135,9 @@ impl Patches<'_> {
         }
     }
 }
+
+/// Floats of every second place that are taken together.
+const BLOCK: usize = 16;
 
 /// Floats that may be written after the last row.
 pub(super) const SLACK: usize = 64;

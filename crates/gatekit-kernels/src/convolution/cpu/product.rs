@@ -82,16 +82,15 @@ impl Sums<'_> {
     /// # Safety
     /// `out` must hold `[batch, outputs, plane]`, and nothing else may access the positions meanwhile.
     unsafe fn run(&self, batch: usize, out: &Filling) {
-        let positions = self.patches.grid[0] * self.patches.grid[1];
-        let size = (batch * positions).div_ceil(JOBS).next_multiple_of(PANEL);
-        let jobs: Vec<(usize, Range<usize>)> =
-            (0..batch).flat_map(|image| parts(positions, size).map(move |part| (image, part))).collect();
-        let work = batch * positions * self.outputs * self.patches.depth();
+        let positions = batch * self.patches.positions();
+        let size = positions.div_ceil(JOBS).next_multiple_of(PANEL);
+        let jobs: Vec<Range<usize>> = parts(positions, size).collect();
+        let work = positions * self.outputs * self.patches.depth();
         let level = Level::best();
-        let scratch = [DEPTH * PANEL + SLACK, if self.step > 1 { self.outputs * PANEL } else { 0 }];
-        for_each(&jobs, work, &scratch, |(image, positions), mut arena: Arena<f32>| {
+        let scratch = [DEPTH * PANEL + SLACK, self.outputs * PANEL];
+        for_each(&jobs, work, &scratch, |positions, mut arena: Arena<f32>| {
             let [packed, tile] = scratch.map(|len| arena.take(len));
-            let job = Job { sums: self, image: *image, positions: positions.clone(), packed, tile, out };
+            let job = Job { sums: self, positions: positions.clone(), packed, tile, out };
             // SAFETY: the level is this processor's; no other job has these positions.
             unsafe { level.run(job) };
         });
@@ -100,7 +99,7 @@ impl Sums<'_> {
 
 struct Job<'a, 'b> {
     sums: &'a Sums<'a>,
-    image: usize,
+    /// Through all images.
     positions: Range<usize>,
     packed: &'b mut [f32],
     tile: &'b mut [f32],
@@ -112,22 +111,25 @@ impl Kernel for Job<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd<Float = f32>>(self) {
-        let Self { sums, image, positions, packed, tile, out } = self;
+        let Self { sums, positions, packed, tile, out } = self;
         let (packed, tile) = (packed.as_mut_ptr(), tile.as_mut_ptr());
-        let (depth, plane) = (sums.patches.depth(), sums.plane[0] * sums.plane[1]);
-        let planes = unsafe { out.start().add(image * sums.outputs * plane) };
+        let (depth, plane, grid) =
+            (sums.patches.depth(), sums.plane[0] * sums.plane[1], sums.patches.positions());
         let mut runs = Runs::default();
         for first in positions.clone().step_by(panel_width::<S>()) {
             let count = (positions.end - first).min(panel_width::<S>());
             let width = panel_vectors::<S>(count) * S::LANES;
             sums.patches.find(first, count, &mut runs);
-            let place = |row: usize| unsafe {
-                if sums.step == 1 { planes.add(row * plane + first) } else { tile.add(row * PANEL) }
-            };
+            let (image, at) = (first / grid, first % grid);
+            // Where the panel stands in the result as it is computed, it is computed there.
+            let direct = sums.step == 1 && at + count <= grid;
+            let planes = unsafe { out.start().add(image * sums.outputs * plane + at) };
+            let place =
+                |row: usize| unsafe { if direct { planes.add(row * plane) } else { tile.add(row * PANEL) } };
             for k in (0..depth.max(1)).step_by(DEPTH) {
                 let part = k..depth.min(k + DEPTH);
                 unsafe {
-                    sums.patches.gather::<S>(&runs, image, part.clone(), width, packed);
+                    sums.patches.gather::<S>(&runs, part.clone(), width, packed);
                     let panel = Panel { start: packed, depth: part.len(), columns: count };
                     let left = Rows { start: sums.weight.as_ptr().add(k), stride: depth };
                     multiply::<S>(sums.outputs, left, panel, place, k > 0);
@@ -137,15 +139,31 @@ impl Kernel for Job<'_, '_> {
                 // SAFETY: just written.
                 let values = unsafe { std::slice::from_raw_parts_mut(place(row), count) };
                 sums.finish.apply::<S::Arithmetic>(row, values);
-                if sums.step > 1 {
-                    let columns = sums.patches.grid[1];
-                    for (at, value) in values.iter().enumerate() {
-                        let (i, j) = ((first + at) / columns, (first + at) % columns);
-                        let [i, j] = [i * sums.step + sums.offset[0], j * sums.step + sums.offset[1]];
-                        unsafe { planes.add(row * plane + i * sums.plane[1] + j).write(*value) };
-                    }
+                if !direct {
+                    unsafe { sums.spread(first, row, values, out.start()) };
                 }
             }
+        }
+    }
+}
+
+impl Sums<'_> {
+    /// Writes an output of the positions from `first` on where they belong.
+    #[inline(always)]
+    unsafe fn spread(&self, first: usize, output: usize, values: &[f32], out: *mut f32) {
+        let (plane, columns) = (self.plane[0] * self.plane[1], self.patches.grid[1]);
+        let mut done = 0;
+        while done < values.len() {
+            let (image, place) =
+                ((first + done) / self.patches.positions(), (first + done) % self.patches.positions());
+            let (i, j) = (place / columns, place % columns);
+            let run = &values[done..values.len().min(done + columns - j)];
+            let [i, j] = [i * self.step + self.offset[0], j * self.step + self.offset[1]];
+            let start = (image * self.outputs + output) * plane + i * self.plane[1] + j;
+            for (at, value) in run.iter().enumerate() {
+                unsafe { out.add(start + at * self.step).write(*value) };
+            }
+            done += run.len();
         }
     }
 }

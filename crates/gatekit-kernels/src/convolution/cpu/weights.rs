@@ -38,7 +38,7 @@ pub(in super::super) fn weight_gradient(sizes: &Sizes, x: &[f32], dy: &[f32]) ->
         let mut turned: Vec<f32> = Vec::with_capacity(batch * positions * padded);
         let out = Filling::unwritten(&mut turned.spare_capacity_mut()[..batch * positions * padded]);
         for_each(&turns, work, &[], |(image, part), _: Arena<f32>| {
-            level.run(Turn { dy, outputs, positions, image: *image, part: part.clone(), out: &out });
+            level.run(Turn { dy, batch, outputs, positions, image: *image, part: part.clone(), out: &out });
         });
         turned
     };
@@ -63,14 +63,10 @@ pub(in super::super) fn weight_gradient(sizes: &Sizes, x: &[f32], dy: &[f32]) ->
     dw
 }
 
-/// Where a panel of outputs begins among those of an image, for one of the [`Turn`]s.
-const fn panel_start(image: usize, positions: usize, outputs: usize, output: usize) -> usize {
-    (image * outputs.next_multiple_of(PANEL) + output) * positions
-}
-
-/// Positions of the gradient of the result as rows `[positions, outputs]`, in panels of outputs.
+/// Positions of the gradient of the result, through all images, as rows `[positions, outputs]` in panels of outputs.
 struct Turn<'a> {
     dy: &'a [f32],
+    batch: usize,
     outputs: usize,
     positions: usize,
     image: usize,
@@ -83,11 +79,11 @@ impl Kernel for Turn<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd<Float = f32>>(self) {
-        let Self { dy, outputs, positions, image, part, out } = self;
+        let Self { dy, batch, outputs, positions, image, part, out } = self;
         for output in (0..outputs).step_by(panel_width::<S>()) {
             let count = (outputs - output).min(panel_width::<S>());
             let width = panel_vectors::<S>(count) * S::LANES;
-            let to = unsafe { out.start().add(panel_start(image, positions, outputs, output)) };
+            let to = unsafe { out.start().add(output * batch * positions + image * positions * width) };
             let line =
                 |lane: usize| unsafe { dy.as_ptr().add((image * outputs + output + lane) * positions) };
             for lane in (0..width).step_by(S::LANES) {
@@ -131,23 +127,21 @@ impl Kernel for Products<'_, '_> {
     unsafe fn run<S: Simd<Float = f32>>(self) {
         let Self { patches, batch, outputs, rows, turned, packed, sums, out } = self;
         let (packed, sums) = (packed.as_mut_ptr(), sums.as_mut_ptr());
-        let positions = patches.grid[0] * patches.grid[1];
+        let positions = batch * patches.positions();
         let mut runs = Runs::default();
-        for image in 0..batch {
-            for first in (0..positions).step_by(PANEL) {
-                let count = (positions - first).min(PANEL);
-                patches.find(first, count, &mut runs);
-                unsafe { patches.gather::<S>(&runs, image, rows.clone(), PANEL, packed) };
-                for output in (0..outputs).step_by(panel_width::<S>()) {
-                    let columns = (outputs - output).min(panel_width::<S>());
-                    let width = panel_vectors::<S>(columns) * S::LANES;
-                    unsafe {
-                        let start = panel_start(image, positions, outputs, output) + first * width;
-                        let panel = Panel { start: turned.add(start), depth: count, columns };
-                        let left = Rows { start: packed, stride: PANEL };
-                        let place = |row: usize| sums.add(row * outputs + output);
-                        multiply::<S>(rows.len(), left, panel, place, image > 0 || first > 0);
-                    }
+        for first in (0..positions).step_by(PANEL) {
+            let count = (positions - first).min(PANEL);
+            patches.find(first, count, &mut runs);
+            unsafe { patches.gather::<S>(&runs, rows.clone(), PANEL, packed) };
+            for output in (0..outputs).step_by(panel_width::<S>()) {
+                let columns = (outputs - output).min(panel_width::<S>());
+                let width = panel_vectors::<S>(columns) * S::LANES;
+                unsafe {
+                    let start = turned.add(output * positions + first * width);
+                    let panel = Panel { start, depth: count, columns };
+                    let left = Rows { start: packed, stride: PANEL };
+                    let place = |row: usize| sums.add(row * outputs + output);
+                    multiply::<S>(rows.len(), left, panel, place, first > 0);
                 }
             }
         }
