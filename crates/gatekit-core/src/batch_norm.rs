@@ -76,6 +76,16 @@ pub fn batch_norm_with<const D: usize>(
     channel_norm(x, parameters, [mean, variance], spec).reshape(dims)
 }
 
+/// The normalisation by running statistics as `scale x + shift`, `[C]` each: `scale = gamma / sqrt(variance + epsilon)`,
+/// `shift = beta - mean scale`.
+pub(crate) fn running_affine(norm: &BatchNorm, device: &Device) -> [Tensor<1>; 2] {
+    let [mean, variance] =
+        [&norm.running_mean, &norm.running_var].map(|state| state.value_sync().to_device(device));
+    let scale = norm.gamma.val() / (variance + norm.epsilon).sqrt();
+    let shift = norm.beta.val() - mean * scale.clone();
+    [scale, shift]
+}
+
 #[cfg(test)]
 mod tests {
     use burn::nn::BatchNormConfig;

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use gatekit_kernels::convolution::{Finish, image_convolution};
 pub use gatekit_kernels::gate::Activation;
 
-use crate::batch_norm::{BatchStatistics, batch_norm_with};
+use crate::batch_norm::{BatchStatistics, batch_norm_with, running_affine};
 
 /// `act(conv x)`, the convolution with its bias.
 ///
@@ -43,16 +43,11 @@ pub fn convolve_norm(
     if statistics == BatchStatistics::Batch {
         return batch_norm_with(norm, convolve(conv, x, None), statistics, activation);
     }
-    let device = x.device();
-    let [mean, variance] =
-        [&norm.running_mean, &norm.running_var].map(|state| state.value_sync().to_device(&device));
-    let scale = norm.gamma.val() / (variance + norm.epsilon).sqrt();
-    // A bias of the convolution's own is moved by the normalisation as the mean is.
-    let moved = match &conv.bias {
-        Some(bias) => bias.val() - mean,
-        None => -mean,
+    let [scale, shift] = running_affine(norm, &x.device());
+    let bias = match &conv.bias {
+        Some(bias) => shift + bias.val() * scale.clone(),
+        None => shift,
     };
-    let bias = norm.beta.val() + moved * scale.clone();
     finished(conv, x, Finish { scale: Some(scale), bias: Some(bias), activation })
 }
 

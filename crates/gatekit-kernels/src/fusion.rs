@@ -220,6 +220,11 @@ pub(crate) fn channel_statistics(x: &TensorSpec) -> Two {
     (row.clone(), row)
 }
 
+/// Maps of some groups mixed.
+pub(crate) fn mix_maps(x: &TensorSpec, weights: &TensorSpec, _spatial: &TensorSpec) -> TensorSpec {
+    output(&[x.shape[0], x.shape[1] / weights.shape[1], x.shape[2]].into(), x)
+}
+
 /// Gradients of the arguments of a normalisation of channels.
 pub(crate) fn channel_norm_backward(
     x: &TensorSpec,

@@ -8,7 +8,7 @@ mod support;
 
 use burn::tensor::{DType, Device};
 use gatekit_kernels::{
-    channels::{ChannelNormSpec, channel_norm, channel_statistics},
+    channels::{ChannelNormSpec, channel_norm, channel_statistics, merge_maps, mix_maps},
     gate::Activation,
 };
 use support::*;
@@ -134,4 +134,39 @@ fn fused_norms_match_the_portable_ones() {
 fn results_do_not_depend_on_the_threads() {
     let case = Case { dims: [2, 12, 3000], of_x: true, activation: Some(Activation::Swish) };
     on_any_number_of_threads(|| case.run(&Device::ndarray(), DType::F32));
+}
+
+#[test]
+fn maps_are_merged_and_mixed_as_written() {
+    let [batch, channels, places] = [2, 3, 41];
+    let mut numbers = Numbers(5);
+    let maps: Vec<Vec<f64>> = (0..5).map(|_| numbers.many(batch * channels * places)).collect();
+    let [scale, shift] = [(); 2].map(|()| numbers.many(channels));
+    let spatial = numbers.many(batch * places);
+    let shares = numbers.many(batch * 3 * places);
+    let merged: Vec<f64> = (0..batch * channels * places)
+        .map(|i| {
+            let (channel, place) = (i / places % channels, i / places / channels * places + i % places);
+            let sum = maps[0][i] + maps[1][i] * (1.0 + spatial[place]) + maps[2][i] * maps[3][i];
+            scale[channel] * sum + shift[channel]
+        })
+        .collect();
+    // Three groups of one channel.
+    let mixed: Vec<f64> = (0..batch * places)
+        .map(|i| {
+            let at = |group: usize| (i / places * 3 + group) * places + i % places;
+            (1.0 + spatial[i]) * (0..3).map(|group| shares[at(group)] * maps[4][at(group)]).sum::<f64>()
+        })
+        .collect();
+    for (device, dtype) in
+        devices().into_iter().flat_map(|device| [DType::F32, DType::F64].map(|dtype| (device.clone(), dtype)))
+    {
+        let map = |values: &[f64]| tensor(values, [batch, channels, places], &device, dtype);
+        let row = |values: &[f64]| tensor(values, [channels], &device, dtype);
+        let one = tensor(&spatial, [batch, 1, places], &device, dtype);
+        let [base, refined, gate, guidance] = [0, 1, 2, 3].map(|index| map(&maps[index]));
+        let y = merge_maps([base, refined], one.clone(), [gate, guidance], [row(&scale), row(&shift)]);
+        close("merged", &values(&y), &merged, 1e-6);
+        close("mixed", &values(&mix_maps(map(&maps[4]), map(&shares), one)), &mixed, 1e-6);
+    }
 }

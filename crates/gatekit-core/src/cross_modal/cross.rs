@@ -6,7 +6,9 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig};
 use burn::tensor::{Device, Tensor};
 
-use crate::batch_norm::BatchStatistics;
+use gatekit_kernels::channels::merge_maps;
+
+use crate::batch_norm::{BatchStatistics, batch_norm, running_affine};
 use crate::config::{ModuleConfig, check_sizes};
 use crate::convolution::{Activation, convolve, convolve_norm};
 use crate::error::ConfigError;
@@ -95,6 +97,22 @@ pub struct Guidance {
 }
 
 impl Guidance {
+    /// `BN(x + refined (1 + spatial) + g u)` by running statistics, for `x` and `refined` `[B, C, H, W]` and `spatial`
+    /// `[B, 1, H, W]`; one pass where nothing is differentiated.
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    pub fn exchange(&self, norm: &BatchNorm, [x, refined]: [Tensor<4>; 2], spatial: Tensor<4>) -> Tensor<4> {
+        if x.device().is_autodiff() {
+            return batch_norm(norm, x + refined * (spatial + 1.0) + self.update(), BatchStatistics::Running);
+        }
+        let (dims, affine) = (x.dims(), running_affine(norm, &x.device()));
+        let flat = |map: Tensor<4>| map.flatten::<3>(2, 3);
+        let own = [self.gate.clone(), self.guidance.clone()].map(flat);
+        merge_maps([x, refined].map(flat), flat(spatial), own, affine).reshape(dims)
+    }
+
     /// `g u`, `[B, C, H, W]`.
     pub fn update(&self) -> Tensor<4> {
         self.guidance.clone() * self.gate.clone()

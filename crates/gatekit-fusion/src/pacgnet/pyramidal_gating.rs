@@ -151,13 +151,8 @@ impl PyramidalFeatureGating {
         let joined = Tensor::cat(vec![rgb, ir], 1);
         let joined = normed(&self.interaction_in, &self.interaction_norm, joined, Activation::Relu);
         let z = convolve(&self.interaction_out, joined, None);
-        let halves = z.clone().chunk(2, 1);
-        let (mixed, weights) = self.softmax_gate.forward(z, &halves, None);
-        PyramidalFusion {
-            fused: mixed * (spatial.clone() + 1.0),
-            spatial_gate: spatial,
-            modality_weights: weights,
-        }
+        let (fused, modality_weights) = self.softmax_gate.mix_groups(z, spatial.clone());
+        PyramidalFusion { fused, spatial_gate: spatial, modality_weights }
     }
 }
 

@@ -81,4 +81,33 @@ impl<B: ChannelBackend, C: CheckpointStrategy> ChannelBackend for Autodiff<B, C>
         let constant = FloatTensor::<Self>::new;
         (constant(x), constant(gamma), constant(beta))
     }
+
+    fn merge_maps(
+        base: FloatTensor<Self>,
+        refined: FloatTensor<Self>,
+        spatial: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        guidance: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        FloatTensor::<Self>::new(B::merge_maps(
+            base.into_primitive(),
+            refined.into_primitive(),
+            spatial.into_primitive(),
+            gate.into_primitive(),
+            guidance.into_primitive(),
+            scale.into_primitive(),
+            shift.into_primitive(),
+        ))
+    }
+
+    fn mix_maps(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        spatial: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (x, weights) = (x.into_primitive(), weights.into_primitive());
+        FloatTensor::<Self>::new(B::mix_maps(x, weights, spatial.into_primitive()))
+    }
 }

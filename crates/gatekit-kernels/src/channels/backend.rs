@@ -3,9 +3,9 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-#[cfg(any(feature = "ndarray", feature = "flex"))]
-use super::host;
 use super::{ChannelArguments, ChannelNormSpec, portable};
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use super::{host, host_maps};
 
 /// A backend with normalisations of channels.
 #[backend_extension(
@@ -48,6 +48,30 @@ pub trait ChannelBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         portable::backward::<Self>(ChannelArguments { x, gamma, beta, mean, variance }, gradient, spec)
     }
+
+    /// Result of [`merge_maps`](super::merge_maps).
+    #[fusion(dtype = base, shape = base)]
+    fn merge_maps(
+        base: FloatTensor<Self>,
+        refined: FloatTensor<Self>,
+        spatial: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        guidance: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::merge::<Self>([base, refined, spatial, gate, guidance], [scale, shift])
+    }
+
+    /// Result of [`mix_maps`](super::mix_maps).
+    #[fusion(meta = crate::fusion::mix_maps)]
+    fn mix_maps(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        spatial: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::mix::<Self>(x, weights, spatial)
+    }
 }
 
 /// The normalisations of a backend on host memory.
@@ -81,6 +105,26 @@ macro_rules! fused_channels {
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
                 let arguments = ChannelArguments { x, gamma, beta, mean, variance };
                 host::backward::<Self>(arguments, gradient, spec)
+            }
+
+            fn merge_maps(
+                base: FloatTensor<Self>,
+                refined: FloatTensor<Self>,
+                spatial: FloatTensor<Self>,
+                gate: FloatTensor<Self>,
+                guidance: FloatTensor<Self>,
+                scale: FloatTensor<Self>,
+                shift: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                host_maps::merge::<Self>([base, refined, spatial, gate, guidance], [scale, shift])
+            }
+
+            fn mix_maps(
+                x: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                spatial: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                host_maps::mix::<Self>(x, weights, spatial)
             }
         }
     };

@@ -85,3 +85,26 @@ pub(super) fn backward<B: Backend>(
     let flat = |values: Primitive<B>, dtype| values.scale(count).reshape([dims[1]]).cast(dtype).0;
     (cast::<B>(of_x.0, dtypes[0]), flat(of_gamma, dtypes[1]), flat(of_beta, dtypes[2]))
 }
+
+/// `scale (base + refined (1 + spatial) + gate guidance) + shift`.
+pub(super) fn merge<B: Backend>(maps: [FloatTensor<B>; 5], rows: [FloatTensor<B>; 2]) -> FloatTensor<B> {
+    let [base, refined, spatial, gate, guidance] = maps.map(Primitive::<B>);
+    let channels = base.dims()[1];
+    let [scale, shift] = rows.map(|row| Primitive::<B>(row).reshape([1, channels, 1]));
+    let sum = base + refined * spatial.add_scalar(1.0) + gate * guidance;
+    (sum * scale + shift).0
+}
+
+/// `(1 + spatial) sum_m weights_m x_m`.
+pub(super) fn mix<B: Backend>(
+    x: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    spatial: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (x, weights) = (Primitive::<B>(x), Primitive::<B>(weights));
+    let groups = weights.dims()[1];
+    let channels = x.dims()[1] / groups;
+    let part = |m: usize| x.narrow(1, m * channels..(m + 1) * channels) * weights.narrow(1, m..m + 1);
+    let sum = (1..groups).fold(part(0), |sum, m| sum + part(m));
+    (sum * Primitive::<B>(spatial).add_scalar(1.0)).0
+}
