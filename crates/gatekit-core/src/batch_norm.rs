@@ -3,8 +3,9 @@
 //! Burn's own forward pass decides by the device; gates are also differentiated under running statistics.
 
 use burn::nn::BatchNorm;
-use burn::tensor::module::{batch_norm as normalize, batch_norm_train};
 use burn::tensor::{Device, Tensor};
+use gatekit_kernels::channels::{ChannelNormSpec, channel_norm, channel_statistics};
+use gatekit_kernels::gate::Activation;
 use serde::{Deserialize, Serialize};
 
 /// What batch normalisation divides by.
@@ -34,27 +35,55 @@ impl BatchStatistics {
 ///
 /// When `x` does not have the C channels of the layer.
 pub fn batch_norm<const D: usize>(norm: &BatchNorm, x: Tensor<D>, statistics: BatchStatistics) -> Tensor<D> {
+    batch_norm_with(norm, x, statistics, None)
+}
+
+/// `act(y)` of [`batch_norm`]'s `y`, in one pass where the device has one.
+///
+/// # Panics
+///
+/// As [`batch_norm`].
+pub fn batch_norm_with<const D: usize>(
+    norm: &BatchNorm,
+    x: Tensor<D>,
+    statistics: BatchStatistics,
+    activation: Option<Activation>,
+) -> Tensor<D> {
     let [channels] = norm.gamma.shape().dims();
     assert!(
         x.dims()[1] == channels,
         "batch_norm: `x` {:?} does not have the {channels} channels of the layer on axis 1",
         x.dims()
     );
-    let device = x.device();
-    let (gamma, beta) = (norm.gamma.val(), norm.beta.val());
-    if statistics == BatchStatistics::Running {
-        let [mean, variance] =
-            [&norm.running_mean, &norm.running_var].map(|state| state.value_sync().to_device(&device));
-        return normalize(x, gamma, beta, mean, variance, norm.epsilon);
+    let (device, dims) = (x.device(), x.dims());
+    let places = dims[2..].iter().product();
+    let x = x.reshape([dims[0], channels, places]);
+    let of_x = statistics == BatchStatistics::Batch;
+    let [mean, variance] = match of_x {
+        true => channel_statistics(x.clone()).into(),
+        false => [&norm.running_mean, &norm.running_var].map(|state| state.value_sync().to_device(&device)),
+    };
+    if of_x {
+        let count = (dims[0] * places) as f64;
+        let unbiased = variance.clone().mul_scalar(count / (count - 1.0).max(1.0));
+        for (state, value) in [(&norm.running_mean, mean.clone()), (&norm.running_var, unbiased)] {
+            let running = state.value_sync().to_device(&device).mul_scalar(1.0 - norm.momentum);
+            state.update((running + value.mul_scalar(norm.momentum)).detach());
+        }
     }
-    let count = (x.shape().num_elements() / channels.max(1)) as f64;
-    let result = batch_norm_train(x, gamma, beta, norm.epsilon);
-    let unbiased = result.variance.mul_scalar(count / (count - 1.0).max(1.0));
-    for (state, value) in [(&norm.running_mean, result.mean), (&norm.running_var, unbiased)] {
-        let running = state.value_sync().to_device(&device).mul_scalar(1.0 - norm.momentum);
-        state.update((running + value.detach().mul_scalar(norm.momentum)).detach());
-    }
-    result.output
+    let parameters = [norm.gamma.val(), norm.beta.val()];
+    let spec = ChannelNormSpec { epsilon: norm.epsilon, of_x, activation };
+    channel_norm(x, parameters, [mean, variance], spec).reshape(dims)
+}
+
+/// The normalisation by running statistics as `scale x + shift`, `[C]` each: `scale = gamma / sqrt(variance + epsilon)`,
+/// `shift = beta - mean scale`.
+pub(crate) fn running_affine(norm: &BatchNorm, device: &Device) -> [Tensor<1>; 2] {
+    let [mean, variance] =
+        [&norm.running_mean, &norm.running_var].map(|state| state.value_sync().to_device(device));
+    let scale = norm.gamma.val() / (variance + norm.epsilon).sqrt();
+    let shift = norm.beta.val() - mean * scale.clone();
+    [scale, shift]
 }
 
 #[cfg(test)]

@@ -1,17 +1,146 @@
-//! Convolutions of images, and what follows them.
+//! Convolutions of images with what follows them: batch normalisation and an activation.
+//!
+//! On the CPU they are computed by [`image_convolution`] and [`batch_norm_with`](crate::batch_norm::batch_norm_with), much
+//! faster than one operation after the other; a GPU runs Burn's own operations.
 
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, PaddingConfig2d};
 use burn::tensor::Tensor;
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::ConvOptions;
+use gatekit_kernels::convolution::{Finish, image_convolution};
+pub use gatekit_kernels::gate::Activation;
 
-/// A convolution of a square kernel, padded by half of it.
-pub fn convolve(
+use crate::batch_norm::{BatchStatistics, batch_norm_with, running_affine};
+
+/// `act(conv x)`, the convolution with its bias.
+///
+/// `x` `[B, C, H, W]` to `[B, C', H', W']`.
+///
+/// # Panics
+///
+/// When `x` does not have the channels of the convolution, or is smaller than its kernel.
+pub fn convolve(conv: &Conv2d, x: Tensor<4>, activation: Option<Activation>) -> Tensor<4> {
+    let bias = conv.bias.as_ref().map(|bias| bias.val());
+    finished(conv, x, Finish { scale: None, bias, activation })
+}
+
+/// `act(BN(conv x))`.
+///
+/// Under running statistics the normalisation is a factor and a bias of every output, applied as the convolution writes it;
+/// gradients are those of the three operations.
+///
+/// `x` `[B, C, H, W]` to `[B, C', H', W']`.
+///
+/// # Panics
+///
+/// As [`convolve`], and when the normalisation has other channels than the convolution's outputs.
+pub fn convolve_norm(
+    conv: &Conv2d,
+    norm: &BatchNorm,
     x: Tensor<4>,
-    weight: Tensor<4>,
-    bias: Option<Tensor<1>>,
-    stride: usize,
-    groups: usize,
+    statistics: BatchStatistics,
+    activation: Option<Activation>,
 ) -> Tensor<4> {
-    let half = weight.dims()[2] / 2;
-    conv2d(x, weight, bias, ConvOptions::new([stride; 2], [half; 2], [1; 2], groups))
+    if statistics == BatchStatistics::Batch {
+        return batch_norm_with(norm, convolve(conv, x, None), statistics, activation);
+    }
+    let [scale, shift] = running_affine(norm, &x.device());
+    let bias = match &conv.bias {
+        Some(bias) => shift + bias.val() * scale.clone(),
+        None => shift,
+    };
+    finished(conv, x, Finish { scale: Some(scale), bias: Some(bias), activation })
+}
+
+fn finished(conv: &Conv2d, x: Tensor<4>, finish: Finish) -> Tensor<4> {
+    let padding = match &conv.padding {
+        PaddingConfig2d::Valid => 0,
+        PaddingConfig2d::Explicit(top, left, bottom, right) if [left, bottom, right] == [top; 3] => *top,
+        other => panic!("convolve: padding {other:?}, need the same number on every side"),
+    };
+    let [stride, across] = conv.stride;
+    assert!(
+        stride == across && conv.dilation == [1, 1],
+        "convolve: stride {:?} and dilation {:?}, need one stride and no dilation",
+        conv.stride,
+        conv.dilation
+    );
+    image_convolution(x, conv.weight.val(), [stride, padding, conv.groups], finish)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Param;
+    use burn::nn::BatchNormConfig;
+    use burn::nn::conv::Conv2dConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::batch_norm::batch_norm;
+    use crate::test_util::{assert_close, check_gradients, devices, float32, ramp, values};
+
+    fn layer(channels: [usize; 2], stride: usize, groups: usize, device: &Device) -> (Conv2d, BatchNorm) {
+        let conv = Conv2dConfig::new(channels, [3, 3])
+            .with_stride([stride; 2])
+            .with_groups(groups)
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .with_bias(groups == 1)
+            .init(device);
+        let mut norm = BatchNormConfig::new(channels[1]).with_epsilon(1e-3).init(device);
+        let row = |from: f64| {
+            let values: Vec<f64> = (0..channels[1]).map(|i| from + 0.3 * (i as f64 * 1.7).sin()).collect();
+            float32(&values, [channels[1]], device)
+        };
+        (norm.gamma, norm.beta) = (Param::from_tensor(row(1.0)), Param::from_tensor(row(0.0)));
+        norm.running_mean.update(row(0.2));
+        norm.running_var.update(row(0.7));
+        (conv, norm)
+    }
+
+    #[test]
+    fn what_is_fused_is_what_the_parts_do() {
+        for device in devices() {
+            for (channels, stride, groups) in [([3, 5], 1, 1), ([3, 5], 2, 1), ([4, 4], 1, 4), ([4, 4], 2, 2)]
+            {
+                let (conv, norm) = layer(channels, stride, groups, &device);
+                let x = float32(&ramp(2 * channels[0] * 35, 1.5), [2, channels[0], 5, 7], &device);
+                for statistics in [BatchStatistics::Running, BatchStatistics::Batch] {
+                    let z = batch_norm(&norm, conv.forward(x.clone()), statistics);
+                    let want = values(z.clone() * burn::tensor::activation::sigmoid(z));
+                    let swish = Some(Activation::Swish);
+                    let got = values(convolve_norm(&conv, &norm, x.clone(), statistics, swish));
+                    assert_close(&got, &want, 2e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_pass_the_fused_form() {
+        let device = devices().remove(0);
+        for (stride, statistics) in [(1, BatchStatistics::Running), (2, BatchStatistics::Batch)] {
+            check_gradients(&ramp(2 * 3 * 20, 0.9), [2, 3, 4, 5], &device, |x| {
+                let (conv, norm) = layer([3, 2], stride, 1, &x.device());
+                // The same numbers in every evaluation, in float64.
+                let weight = crate::test_util::float64(&ramp(54, 0.7), [2, 3, 3, 3], &x.device());
+                let conv = Conv2d { weight: Param::from_tensor(weight), bias: None, ..conv };
+                let wide = |tensor: Tensor<1>| tensor.cast(burn::tensor::DType::F64);
+                let norm = BatchNorm {
+                    gamma: Param::from_tensor(wide(norm.gamma.val())),
+                    beta: Param::from_tensor(wide(norm.beta.val())),
+                    ..norm
+                };
+                norm.running_mean.update(wide(norm.running_mean.value_sync()));
+                norm.running_var.update(wide(norm.running_var.value_sync()));
+                convolve_norm(&conv, &norm, x, statistics, Some(Activation::Swish))
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one stride and no dilation")]
+    fn other_convolutions_are_refused() {
+        let device = devices().remove(0);
+        let conv = Conv2dConfig::new([1, 1], [1, 1]).with_dilation([2, 2]).init(&device);
+        convolve(&conv, Tensor::ones([1, 1, 2, 2], &device), None);
+    }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
 
 use crate::{
+    channels::ChannelNormSpec,
     conv::ConvolutionSpec,
+    convolution::{ImageConvolutionSpec, ImageGradients},
     grouped::ExpertSpec,
     norm::NormSpec,
     primitive::accumulation,
@@ -187,6 +189,54 @@ pub(crate) fn short_convolution_backward(
     spec: &ConvolutionSpec,
 ) -> Four {
     (x.clone(), weight.clone(), gradient(bias, spec.has_bias), gradient(state, spec.has_state))
+}
+
+/// Result of a convolution of images.
+pub(crate) fn image_convolution(
+    x: &TensorSpec,
+    weight: &TensorSpec,
+    _scale: &TensorSpec,
+    _bias: &TensorSpec,
+    spec: &ImageConvolutionSpec,
+) -> TensorSpec {
+    let [height, width] = spec.result([x.shape[2], x.shape[3]], [weight.shape[2], weight.shape[3]]);
+    output(&[x.shape[0], weight.shape[0], height, width].into(), x)
+}
+
+/// Gradients of the arguments of a convolution of images.
+pub(crate) fn image_convolution_backward(
+    x: &TensorSpec,
+    weight: &TensorSpec,
+    _gradient: &TensorSpec,
+    _spec: &ImageConvolutionSpec,
+    wanted: &ImageGradients,
+) -> Three {
+    let bias = TensorSpec::new([weight.shape[0]].into(), x.dtype);
+    (gradient(x, wanted.x), gradient(weight, wanted.weight), gradient(&bias, wanted.bias))
+}
+
+/// Mean and variance of the channels.
+pub(crate) fn channel_statistics(x: &TensorSpec) -> Two {
+    let row = output(&[x.shape[1]].into(), x);
+    (row.clone(), row)
+}
+
+/// Maps of some groups mixed.
+pub(crate) fn mix_maps(x: &TensorSpec, weights: &TensorSpec, _spatial: &TensorSpec) -> TensorSpec {
+    output(&[x.shape[0], x.shape[1] / weights.shape[1], x.shape[2]].into(), x)
+}
+
+/// Gradients of the arguments of a normalisation of channels.
+pub(crate) fn channel_norm_backward(
+    x: &TensorSpec,
+    gamma: &TensorSpec,
+    beta: &TensorSpec,
+    _mean: &TensorSpec,
+    _variance: &TensorSpec,
+    _gradient: &TensorSpec,
+    _spec: &ChannelNormSpec,
+) -> Three {
+    (x.clone(), gamma.clone(), beta.clone())
 }
 
 /// Result of a grouped product.

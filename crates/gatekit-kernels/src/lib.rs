@@ -1,5 +1,7 @@
 //! Scans, gates, norms, short convolutions, sums of rows and grouped products as operations of their own: one function,
 //! several implementations, chosen by the device of the tensors.
+//! Scans, gates, norms, convolutions and grouped products as operations of their own: one function, several
+//! implementations, chosen by the device of the tensors.
 //!
 //! * **portable**: backend operations, chunked matrix products for the scans; correct everywhere;
 //! * **CPU** (`NdArray`, `Flex`): fused loops over slices;
@@ -19,7 +21,9 @@
 // Burn marks its `NdArray` backend as deprecated; this library supports it.
 #![allow(deprecated)]
 
+pub mod channels;
 pub mod conv;
+pub mod convolution;
 #[cfg(feature = "cubecl")]
 mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]

@@ -98,6 +98,17 @@ impl<'a, F> Filling<'a, F> {
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(offset), values.len()) }
     }
 
+    /// The `len` elements from `offset` on, to be written.
+    ///
+    /// # Safety
+    /// No other job may access these elements meanwhile.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn uninitialised(&self, offset: usize, len: usize) -> &mut [MaybeUninit<F>] {
+        debug_assert!(offset + len <= self.len);
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(offset).cast(), len) }
+    }
+
     /// The `len` elements from `offset` on.
     ///
     /// # Safety

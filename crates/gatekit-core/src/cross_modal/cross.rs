@@ -4,13 +4,14 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
-use crate::batch_norm::{BatchStatistics, batch_norm};
+use gatekit_kernels::channels::merge_maps;
+
+use crate::batch_norm::{BatchStatistics, batch_norm, running_affine};
 use crate::config::{ModuleConfig, check_sizes};
+use crate::convolution::{Activation, convolve, convolve_norm};
 use crate::error::ConfigError;
-use crate::gate::sigmoid;
 
 /// Configuration of [`CrossGate`].
 #[derive(Config, Debug)]
@@ -96,6 +97,22 @@ pub struct Guidance {
 }
 
 impl Guidance {
+    /// `BN(x + refined (1 + spatial) + g u)` by running statistics, for `x` and `refined` `[B, C, H, W]` and `spatial`
+    /// `[B, 1, H, W]`; one pass where nothing is differentiated.
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    pub fn exchange(&self, norm: &BatchNorm, [x, refined]: [Tensor<4>; 2], spatial: Tensor<4>) -> Tensor<4> {
+        if x.device().is_autodiff() {
+            return batch_norm(norm, x + refined * (spatial + 1.0) + self.update(), BatchStatistics::Running);
+        }
+        let (dims, affine) = (x.dims(), running_affine(norm, &x.device()));
+        let flat = |map: Tensor<4>| map.flatten::<3>(2, 3);
+        let own = [self.gate.clone(), self.guidance.clone()].map(flat);
+        merge_maps([x, refined].map(flat), flat(spatial), own, affine).reshape(dims)
+    }
+
     /// `g u`, `[B, C, H, W]`.
     pub fn update(&self) -> Tensor<4> {
         self.guidance.clone() * self.gate.clone()
@@ -109,9 +126,10 @@ impl CrossGate {
     ///
     /// When `other` does not have C channels.
     pub fn guidance(&self, other: Tensor<4>, statistics: BatchStatistics) -> Guidance {
-        let narrow = silu(batch_norm(&self.reduce_norm, self.reduce.forward(other), statistics));
-        let guidance = batch_norm(&self.expand_norm, self.expand.forward(narrow), statistics);
-        let gate = sigmoid(self.gate.forward(guidance.clone()));
+        let swish = Some(Activation::Swish);
+        let narrow = convolve_norm(&self.reduce, &self.reduce_norm, other, statistics, swish);
+        let guidance = convolve_norm(&self.expand, &self.expand_norm, narrow, statistics, None);
+        let gate = convolve(&self.gate, guidance.clone(), Some(Activation::Sigmoid));
         Guidance { guidance, gate }
     }
 

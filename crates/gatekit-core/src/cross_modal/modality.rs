@@ -4,10 +4,12 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::{Bool, Device, Tensor};
+use gatekit_kernels::channels::mix_maps;
 
 use super::spatial::assert_same_size;
 use crate::common::{assert_broadcasts, widen};
 use crate::config::{ModuleConfig, check_sizes};
+use crate::convolution::convolve;
 use crate::error::ConfigError;
 
 /// Softmax over axis `dim` among the entries that are `admissible`; the others get exactly 0.
@@ -103,7 +105,25 @@ impl ModalitySoftmax {
             let [batch, modalities] = present.dims();
             present.reshape([batch, modalities, 1, 1])
         });
-        masked_softmax(self.conv.forward(context), 1, present)
+        masked_softmax(convolve(&self.conv, context, None), 1, present)
+    }
+
+    /// The shares of M groups of channels of `z` `[B, M C', H, W]` at every position, seen from `z` itself, and the groups
+    /// mixed by them and raised by `1 + spatial` (`[B, 1, H, W]`), `[B, C', H, W]`.
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    pub fn mix_groups(&self, z: Tensor<4>, spatial: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let weights = self.weights(z.clone(), None);
+        let ([_, groups, ..], [batch, channels, height, width]) = (weights.dims(), z.dims());
+        if z.device().is_autodiff() {
+            let mixed = weighted_sum(&z.chunk(groups, 1), weights.clone(), 1);
+            return (mixed * (spatial + 1.0), weights);
+        }
+        let flat = |map: Tensor<4>| map.flatten::<3>(2, 3);
+        let mixed = mix_maps(flat(z), flat(weights.clone()), flat(spatial));
+        (mixed.reshape([batch, channels / groups, height, width]), weights)
     }
 
     /// The mixture of M feature maps `[B, C', H, W]` and the shares.

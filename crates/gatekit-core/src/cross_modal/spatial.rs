@@ -6,8 +6,8 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::{Device, Tensor};
 
 use crate::config::{ModuleConfig, check_sizes};
+use crate::convolution::{Activation, convolve};
 use crate::error::ConfigError;
-use crate::gate::sigmoid;
 
 /// Configuration of [`SpatialGate`].
 #[derive(Config, Debug)]
@@ -41,7 +41,7 @@ impl SpatialGate {
     ///
     /// When `guide` has another number of channels.
     pub fn gate(&self, guide: Tensor<4>) -> Tensor<4> {
-        sigmoid(self.conv.forward(guide))
+        convolve(&self.conv, guide, Some(Activation::Sigmoid))
     }
 
     /// `x * g` for `x` `[B, C', H, W]`.

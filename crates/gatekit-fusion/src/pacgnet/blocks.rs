@@ -5,11 +5,11 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, PaddingConfig2d};
-use burn::tensor::activation::silu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
-use gatekit_core::batch_norm::{BatchStatistics, batch_norm};
+use gatekit_core::batch_norm::BatchStatistics;
+use gatekit_core::convolution::{Activation, convolve_norm};
 
 /// How all batch normalisations of a model are made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,7 +75,7 @@ impl ConvBlock {
     ///
     /// When the channels do not fit.
     pub fn forward(&self, x: Tensor<4>, statistics: BatchStatistics) -> Tensor<4> {
-        silu(batch_norm(&self.bn, self.conv.forward(x), statistics))
+        convolve_norm(&self.conv, &self.bn, x, statistics, Some(Activation::Swish))
     }
 }
 
@@ -208,8 +208,9 @@ impl DepthwiseSeparableConv {
     ///
     /// When the channels do not fit.
     pub fn forward(&self, x: Tensor<4>, statistics: BatchStatistics) -> Tensor<4> {
-        let x = silu(batch_norm(&self.norm_dw, self.depthwise.forward(x), statistics));
-        silu(batch_norm(&self.norm_pw, self.pointwise.forward(x), statistics))
+        let swish = Some(Activation::Swish);
+        let x = convolve_norm(&self.depthwise, &self.norm_dw, x, statistics, swish);
+        convolve_norm(&self.pointwise, &self.norm_pw, x, statistics, swish)
     }
 }
 

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::nn::{BatchNorm, Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use gatekit_core::batch_norm::{BatchStatistics, batch_norm};
-use gatekit_core::cross_modal::{CrossGate, CrossGateConfig, SpatialGate, SpatialGateConfig};
+use gatekit_core::cross_modal::{CrossGate, CrossGateConfig, Guidance, SpatialGate, SpatialGateConfig};
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 
 use super::blocks::{DepthwiseSeparableConv, NormSettings};
@@ -198,11 +198,16 @@ impl CrossGatingLayer {
         let (m_r, m_i) = (self.spatial_from_ir.gate(b.clone()), self.spatial_from_rgb.gate(a.clone()));
         let u_r = self.ir_to_rgb.guidance(b.clone(), statistics);
         let u_i = self.rgb_to_ir.guidance(a.clone(), statistics);
-        let rgb = rgb + a * (m_r.clone() + 1.0) + self.dropped(u_r.update(), statistics);
-        let ir = ir + b * (m_i.clone() + 1.0) + self.dropped(u_i.update(), statistics);
-        let gates = CrossGates { spatial: [m_r, m_i], guidance: [u_r.gate, u_i.gate] };
-        let normed = |norm, x| batch_norm(norm, x, statistics);
-        (normed(&self.norm_rgb_out, rgb), normed(&self.norm_ir_out, ir), gates)
+        let merged = |norm, x, refined, spatial: &Tensor<4>, other: &Guidance| match statistics {
+            BatchStatistics::Running => other.exchange(norm, [x, refined], spatial.clone()),
+            BatchStatistics::Batch => {
+                let update = self.dropped(other.update(), statistics);
+                batch_norm(norm, x + refined * (spatial.clone() + 1.0) + update, statistics)
+            }
+        };
+        let rgb = merged(&self.norm_rgb_out, rgb, a, &m_r, &u_r);
+        let ir = merged(&self.norm_ir_out, ir, b, &m_i, &u_i);
+        (rgb, ir, CrossGates { spatial: [m_r, m_i], guidance: [u_r.gate, u_i.gate] })
     }
 
     /// Dropout belongs to training, as the batch's statistics do.

@@ -5,6 +5,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use gatekit_core::batch_norm::BatchStatistics;
+use gatekit_core::convolution::convolve;
 use gatekit_core::gate::sigmoid;
 
 use super::blocks::{ConvBlock, convolution};
@@ -24,7 +25,8 @@ pub struct Branch {
 
 impl Branch {
     fn forward(&self, x: Tensor<4>, statistics: BatchStatistics) -> Tensor<4> {
-        self.project.forward(self.second.forward(self.first.forward(x, statistics), statistics))
+        let x = self.second.forward(self.first.forward(x, statistics), statistics);
+        convolve(&self.project, x, None)
     }
 }
 

@@ -4,9 +4,9 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::BatchNorm;
 use burn::nn::conv::Conv2d;
-use burn::tensor::activation::{relu, silu};
 use burn::tensor::{Device, Int, Tensor};
-use gatekit_core::batch_norm::{BatchStatistics, batch_norm};
+use gatekit_core::batch_norm::BatchStatistics;
+use gatekit_core::convolution::{Activation, convolve, convolve_norm};
 use gatekit_core::cross_modal::{ModalitySoftmax, ModalitySoftmaxConfig, SpatialGate, SpatialGateConfig};
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 
@@ -144,18 +144,15 @@ impl PyramidalFeatureGating {
         let kept = |x: Tensor<4>, modality| if dropped == Some(modality) { x.zeros_like() } else { x };
         let (rgb, rgb_prev) = (kept(rgb, Modality::Rgb), kept(rgb_prev, Modality::Rgb));
         let (ir, ir_prev) = (kept(ir, Modality::Ir), kept(ir_prev, Modality::Ir));
-        let guide = self.guide.forward(Tensor::cat(vec![rgb_prev, ir_prev], 1));
-        let spatial = self.spatial_gate.gate(silu(batch_norm(&self.guide_norm, guide, statistics)));
-        let spatial = resized(spatial, [height, width]);
-        let joined = self.interaction_in.forward(Tensor::cat(vec![rgb, ir], 1));
-        let z = self.interaction_out.forward(relu(batch_norm(&self.interaction_norm, joined, statistics)));
-        let halves = z.clone().chunk(2, 1);
-        let (mixed, weights) = self.softmax_gate.forward(z, &halves, None);
-        PyramidalFusion {
-            fused: mixed * (spatial.clone() + 1.0),
-            spatial_gate: spatial,
-            modality_weights: weights,
-        }
+        let normed = |conv, norm, x, activation| convolve_norm(conv, norm, x, statistics, Some(activation));
+        let guide = Tensor::cat(vec![rgb_prev, ir_prev], 1);
+        let guide = normed(&self.guide, &self.guide_norm, guide, Activation::Swish);
+        let spatial = resized(self.spatial_gate.gate(guide), [height, width]);
+        let joined = Tensor::cat(vec![rgb, ir], 1);
+        let joined = normed(&self.interaction_in, &self.interaction_norm, joined, Activation::Relu);
+        let z = convolve(&self.interaction_out, joined, None);
+        let (fused, modality_weights) = self.softmax_gate.mix_groups(z, spatial.clone());
+        PyramidalFusion { fused, spatial_gate: spatial, modality_weights }
     }
 }
 

@@ -4,7 +4,7 @@
 mod autodiff;
 mod backend;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 mod cube;
 #[cfg(any(feature = "ndarray", feature = "flex"))]

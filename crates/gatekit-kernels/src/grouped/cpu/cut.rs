@@ -45,13 +45,13 @@ pub(super) fn batches(pieces: Vec<Piece>, most: usize) -> Vec<Vec<Piece>> {
 }
 
 /// A range in parts of `size`, the last perhaps smaller.
-pub(super) fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
 /// Calls `run` for every job, on all threads if `work` multiply-adds in all are worth it; every call has scratch memory
 /// for pieces of the given lengths.
-pub(super) fn for_each<F: Float, J: Sync>(
+pub(crate) fn for_each<F: Float, J: Sync>(
     jobs: &[J],
     work: usize,
     scratch: &[usize],

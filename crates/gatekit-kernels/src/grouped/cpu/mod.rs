@@ -5,12 +5,12 @@
 //! over pieces of the groups and blocks of columns; an element of a result is always summed in the same order, so results
 //! do not depend on the number of threads.
 
-mod cut;
+pub(crate) mod cut;
 mod experts;
 mod matmul;
 mod pack;
 mod product;
-mod tile;
+pub(crate) mod tile;
 
 pub(super) use experts::Experts;
 pub(super) use matmul::{Sizes, matmul, matmul_backward};

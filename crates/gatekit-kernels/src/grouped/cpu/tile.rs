@@ -7,18 +7,18 @@ pub(super) const ROWS: usize = 6;
 
 /// Columns of a full panel.
 #[inline(always)]
-pub(super) const fn panel_width<S: Simd>() -> usize {
+pub(crate) const fn panel_width<S: Simd>() -> usize {
     S::TILE_VECTORS * S::LANES
 }
 
 /// Vectors of a panel that has `columns` columns: a power of two, the last ones padded with zeros.
 #[inline(always)]
-pub(super) fn panel_vectors<S: Simd>(columns: usize) -> usize {
+pub(crate) fn panel_vectors<S: Simd>(columns: usize) -> usize {
     columns.div_ceil(S::LANES).next_power_of_two().min(S::TILE_VECTORS)
 }
 
 /// Rows of the left operand, some of its depth.
-pub(super) trait Left<F>: Copy {
+pub(crate) trait Left<F>: Copy {
     /// Floats from one position of the depth to the next.
     const STEP: usize;
 
@@ -48,11 +48,11 @@ impl<F: Copy> Left<F> for Packed<F> {
 
 /// One panel of the right operand, `[depth, vectors]`.
 #[derive(Clone, Copy)]
-pub(super) struct Panel<F> {
-    pub(super) start: *const F,
-    pub(super) depth: usize,
+pub(crate) struct Panel<F> {
+    pub(crate) start: *const F,
+    pub(crate) depth: usize,
     /// Columns that are not padding.
-    pub(super) columns: usize,
+    pub(crate) columns: usize,
 }
 
 /// All `rows` of the left operand times a panel of `N` vectors: to, or added to, the rows that `out` points at.
@@ -62,7 +62,7 @@ pub(super) struct Panel<F> {
 /// # Safety
 /// See [`Simd`]; operands and results must be there.
 #[inline(always)]
-pub(super) unsafe fn column<S: Simd, L: Left<S::Float>, const N: usize>(
+pub(crate) unsafe fn column<S: Simd, L: Left<S::Float>, const N: usize>(
     rows: usize,
     left: L,
     panel: Panel<S::Float>,
@@ -78,7 +78,8 @@ pub(super) unsafe fn column<S: Simd, L: Left<S::Float>, const N: usize>(
             match rows - row {
                 1 => tile::<S, L, 1, N>(row, left, panel, &out, add),
                 2 => tile::<S, L, 2, N>(row, left, panel, &out, add),
-                3..ROWS => tile::<S, L, 3, N>(row, left, panel, &out, add),
+                3 => tile::<S, L, 3, N>(row, left, panel, &out, add),
+                4..ROWS => tile::<S, L, 4, N>(row, left, panel, &out, add),
                 _ => tile::<S, L, ROWS, N>(row, left, panel, &out, add),
             }
         };
