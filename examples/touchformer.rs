@@ -100,13 +100,13 @@ impl Measured {
         device: &Device,
     ) -> Result<(), ExampleError> {
         // The noise of the tests is the same for all variants.
-        let batches = |fault| {
+        let batches = |fault: Fault<'_>| {
             device.seed(seed.wrapping_add(2000));
             let chunks =
                 test.chunks(AT_ONCE).map(|touches| batch(&touches.iter().collect::<Vec<_>>(), fault, device));
             chunks.collect::<Vec<TouchBatch>>()
         };
-        let accuracy = |fault| {
+        let accuracy = |fault: Fault<'_>| {
             let batches = batches(fault);
             batches.iter().map(|batch| model.accuracy(batch) * batch.labels.dims()[0] as f64).sum::<f64>()
                 / test.len() as f64

@@ -113,8 +113,13 @@ impl Trained {
 pub fn config(variant: Variant, sizes: &Sizes) -> TouchFormerConfig {
     TouchFormerConfig::new(vec![FEATURES; SENSORS.len()], MATERIALS)
         .with_dim(sizes.dim)
+        .with_num_heads(2)
         .with_layers(1)
         .with_memory_layers(1)
+        .with_attn_dropout(0.0)
+        .with_relu_dropout(0.0)
+        .with_res_dropout(0.0)
+        .with_embed_dropout(0.1)
         .with_weighting(if variant == Variant::Equal { Weighting::Equal } else { Weighting::Adaptive })
         .with_regularization_weight(if variant == Variant::MagCer { 0.1 } else { 0.0 })
 }
@@ -137,8 +142,8 @@ pub fn trained(
             fc1: LinearConfig::new(FEATURES * SENSORS.len(), 64).init(device),
             fc2: LinearConfig::new(64, MATERIALS).init(device),
         };
-        let training =
-            Training { steps: sizes.epochs * steps, warmup: 5, weight_decay: 1e-2, ..Training::default() };
+        let steps = sizes.epochs * steps;
+        let training = Training { steps, warmup: steps / 20, weight_decay: 1e-2, ..Training::default() };
         let autodiff = device.clone().autodiff();
         let mut pending: Vec<TouchBatch> = Vec::new();
         let (model, _) = train(model, &training, &bar, |model, _| {
