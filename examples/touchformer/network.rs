@@ -18,7 +18,7 @@ use rand::seq::SliceRandom;
 use crate::materials::{FEATURES, Fault, MATERIALS, SENSORS, Touch, batch};
 
 /// Instances of a step.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -156,11 +156,11 @@ pub fn trained(
         return Ok(Trained::Means(model));
     }
     let config = config(variant, sizes);
-    let settings = TouchFormerTrainingConfig::new().with_learning_rate(3e-3).with_decay(0.3);
+    let settings = TouchFormerTrainingConfig::new().with_learning_rate(5e-3).with_decay(0.3);
     let mut trainer = TouchFormerTrainer::new(config.try_init(device)?, config.loss()?, &settings)?;
-    let validation: Vec<TouchBatch> = (validation.chunks(BATCH))
-        .map(|touches| batch(&touches.iter().collect::<Vec<_>>(), Fault::None, device))
-        .collect();
+    // Judged under the conditions of the training.
+    let mut held_out: Vec<&Touch> = validation.iter().collect();
+    let validation = epoch(&mut held_out, sizes.failures, &mut tasks::random(seed), device)?;
     for _ in 0..sizes.epochs {
         for batch in epoch(&mut order, sizes.failures, &mut random, device)? {
             let loss = trainer.step(&batch)?;
