@@ -8,6 +8,7 @@
 //! | [`curves`] | learning the bytes of a text, judged on the way |
 //! | [`results`] | measured values by variant, metric and seed: tables, CSV, JSON, bars |
 //! | [`robustness`] | how systems of several modalities do when one is removed or noisy |
+//! | [`panels`] | small pictures side by side |
 //! | [`progress`](mod@progress) | progress bars, lines for the person who watches |
 //! | [`error`] | what can stop an experiment |
 //!
@@ -57,6 +58,7 @@
 pub mod curves;
 pub mod error;
 pub mod experiment;
+pub mod panels;
 pub mod progress;
 pub mod results;
 pub mod robustness;
