@@ -32,7 +32,7 @@ use crate::network::{Sizes, Trained, Variant, config, trained};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Passes over the training touches [default: 25, quick: 2]
+    /// Passes over the training touches [default: 12, quick: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     epochs: Option<u32>,
     /// Train with sensors that never fail
@@ -53,7 +53,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let out = experiment.out_dir("touchformer")?;
     let sizes = Sizes {
         dim: experiment.steps(16, 8),
-        epochs: args.epochs.map_or_else(|| experiment.steps(25, 2), |epochs| epochs as usize),
+        epochs: args.epochs.map_or_else(|| experiment.steps(12, 2), |epochs| epochs as usize),
         train: experiment.steps(600, 96),
         validation: experiment.steps(150, 24),
         test: experiment.steps(300, 24),
@@ -77,8 +77,8 @@ struct Measured {
     robustness: Robustness,
     results: Results,
     gates: Results,
-    /// Cosines between the embeddings of materials, summed over the seeds, with and without the regularisation.
-    cosines: [(Vec<Vec<f64>>, usize); 2],
+    /// Mean cosines between the embeddings of materials: a variant a model and material, a metric a material.
+    cosines: Results,
 }
 
 impl Measured {
@@ -87,7 +87,7 @@ impl Measured {
             robustness: Robustness::new("TouchFormer", "accuracy"),
             results: Results::new(),
             gates: Results::new(),
-            cosines: std::array::from_fn(|_| (vec![vec![0.0; MATERIALS]; MATERIALS], 0)),
+            cosines: Results::new(),
         }
     }
 
@@ -100,13 +100,13 @@ impl Measured {
         device: &Device,
     ) -> Result<(), ExampleError> {
         // The noise of the tests is the same for all variants.
-        let batches = |fault| {
+        let batches = |fault: Fault<'_>| {
             device.seed(seed.wrapping_add(2000));
             let chunks =
                 test.chunks(AT_ONCE).map(|touches| batch(&touches.iter().collect::<Vec<_>>(), fault, device));
             chunks.collect::<Vec<TouchBatch>>()
         };
-        let accuracy = |fault| {
+        let accuracy = |fault: Fault<'_>| {
             let batches = batches(fault);
             batches.iter().map(|batch| model.accuracy(batch) * batch.labels.dims()[0] as f64).sum::<f64>()
                 / test.len() as f64
@@ -137,12 +137,13 @@ impl Measured {
                 self.record_gates(model, &batches(Fault::Noise(sensor)), "noise", Some(sensor), seed)?;
             }
         }
-        if let Some(place) = [Variant::Mag, Variant::MagCer].iter().position(|of| *of == variant) {
+        if variant != Variant::Equal {
             let cosines = cosines(model, &batches(Fault::None), &materials(test));
-            let (sum, count) = &mut self.cosines[place];
-            let rows = sum.iter_mut().flatten().zip(cosines.into_iter().flatten());
-            rows.for_each(|(sum, cosine)| *sum += cosine);
-            *count += 1;
+            for (a, row) in cosines.into_iter().enumerate() {
+                for (b, cosine) in row.into_iter().enumerate() {
+                    self.cosines.record(&of_material(name, a), &material(b), seed, cosine);
+                }
+            }
         }
         Ok(())
     }
@@ -180,21 +181,24 @@ impl Measured {
         self.robustness.save(out)?;
         self.missing_plot().write_svg(out.join("touchformer.svg"))?;
         self.gate_plot(config(Variant::MagCer, sizes).gate_threshold).write_svg(out.join("gates.svg"))?;
-        for ((sum, count), (title, file)) in
-            self.cosines.iter().zip([("MAG", "embeddings-mag.svg"), ("MAG + CER", "embeddings-cer.svg")])
+        self.cosines.write_csv(out.join("cosines.csv"))?;
+        for (variant, file) in [(Variant::Mag, "embeddings-mag.svg"), (Variant::MagCer, "embeddings-cer.svg")]
         {
-            let means = sum.iter().map(|row| row.iter().map(|sum| sum / *count as f64).collect()).collect();
-            let names: Vec<String> =
-                (0..MATERIALS).map(|m| format!("{}{}", m / 2 + 1, ["a", "b"][m % 2])).collect();
-            HeatMap::new(&format!("Embeddings, {title}"), "material", "material", "mean cosine", means)
-                .with_row_labels(names.clone())
-                .with_column_labels(names)
-                .with_range(-0.2, 1.0)
-                .with_size(560, 480)
-                .write_svg(out.join(file))?;
+            self.cosine_plot(variant).write_svg(out.join(file))?;
         }
         say(format!("Tables and plots are in {}", out.display()));
         Ok(())
+    }
+
+    fn cosine_plot(&self, variant: Variant) -> HeatMap {
+        let mean = |a: usize, b: usize| self.cosines.mean(&of_material(variant.name(), a), &material(b));
+        let row = |a: usize| (0..MATERIALS).map(|b| mean(a, b).unwrap_or(f64::NAN)).collect();
+        let title = format!("Embeddings, {}", variant.name());
+        HeatMap::new(&title, "material", "material", "mean cosine", (0..MATERIALS).map(row).collect())
+            .with_row_labels((0..MATERIALS).map(material))
+            .with_column_labels((0..MATERIALS).map(material))
+            .with_range(-0.2, 1.0)
+            .with_size(560, 480)
     }
 
     fn missing_plot(&self) -> LinePlot {
@@ -224,6 +228,16 @@ impl Measured {
         .with_series("replaced by noise", series("mean gate, noise"))
         .with_series("threshold", [(1.0, threshold), (SENSORS.len() as f64, threshold)])
     }
+}
+
+/// A material's name: its pair, and which of both it is.
+fn material(index: usize) -> String {
+    format!("{}{}", index / 2 + 1, ["a", "b"][index % 2])
+}
+
+/// A material's name in a model.
+fn of_material(variant: &str, index: usize) -> String {
+    format!("{variant}, {}", material(index))
 }
 
 /// A column's name.

@@ -18,7 +18,7 @@ use rand::seq::SliceRandom;
 use crate::materials::{FEATURES, Fault, MATERIALS, SENSORS, Touch, batch};
 
 /// Instances of a step.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,8 +113,13 @@ impl Trained {
 pub fn config(variant: Variant, sizes: &Sizes) -> TouchFormerConfig {
     TouchFormerConfig::new(vec![FEATURES; SENSORS.len()], MATERIALS)
         .with_dim(sizes.dim)
+        .with_num_heads(2)
         .with_layers(1)
         .with_memory_layers(1)
+        .with_attn_dropout(0.0)
+        .with_relu_dropout(0.0)
+        .with_res_dropout(0.0)
+        .with_embed_dropout(0.1)
         .with_weighting(if variant == Variant::Equal { Weighting::Equal } else { Weighting::Adaptive })
         .with_regularization_weight(if variant == Variant::MagCer { 0.1 } else { 0.0 })
 }
@@ -137,8 +142,8 @@ pub fn trained(
             fc1: LinearConfig::new(FEATURES * SENSORS.len(), 64).init(device),
             fc2: LinearConfig::new(64, MATERIALS).init(device),
         };
-        let training =
-            Training { steps: sizes.epochs * steps, warmup: 5, weight_decay: 1e-2, ..Training::default() };
+        let steps = sizes.epochs * steps;
+        let training = Training { steps, warmup: steps / 20, weight_decay: 1e-2, ..Training::default() };
         let autodiff = device.clone().autodiff();
         let mut pending: Vec<TouchBatch> = Vec::new();
         let (model, _) = train(model, &training, &bar, |model, _| {
@@ -151,11 +156,11 @@ pub fn trained(
         return Ok(Trained::Means(model));
     }
     let config = config(variant, sizes);
-    let settings = TouchFormerTrainingConfig::new().with_learning_rate(3e-3).with_decay(0.3);
+    let settings = TouchFormerTrainingConfig::new().with_learning_rate(5e-3).with_decay(0.3);
     let mut trainer = TouchFormerTrainer::new(config.try_init(device)?, config.loss()?, &settings)?;
-    let validation: Vec<TouchBatch> = (validation.chunks(BATCH))
-        .map(|touches| batch(&touches.iter().collect::<Vec<_>>(), Fault::None, device))
-        .collect();
+    // Judged under the conditions of the training.
+    let mut held_out: Vec<&Touch> = validation.iter().collect();
+    let validation = epoch(&mut held_out, sizes.failures, &mut tasks::random(seed), device)?;
     for _ in 0..sizes.epochs {
         for batch in epoch(&mut order, sizes.failures, &mut random, device)? {
             let loss = trainer.step(&batch)?;

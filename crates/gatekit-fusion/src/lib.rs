@@ -4,8 +4,8 @@
 //! |---|---|
 //! | [`bihierarchical_fusion`] | a sequence branch and a structure branch that hear of one another at every level |
 //! | [`fpro`] | FPro: image restoration guided by prompts of low and high frequencies |
-//! | [`irregular_ehr`] | irregular vital signs and notes of a stay: interpolated and carried forward, gated, fused hour by hour |
 //! | [`imagebind_llm`] | ImageBind-LLM: a joint embedding injected into a language model through gates that start at 0 |
+//! | [`irregular_ehr`] | irregular vital signs and notes of a stay: interpolated and carried forward, gated, fused hour by hour |
 //! | [`pacgnet`] | PACGNet: cross-gated dual-stream detection of oriented objects in RGB and infrared images |
 //! | [`touchformer`] | TouchFormer: touch sensors behind gates with a threshold, some of them missing or useless |
 //! | [`two_views`] | cepstra and self-supervised frames of speech, fused four ways to detect forgeries |
@@ -20,5 +20,6 @@ pub mod touchformer;
 pub mod two_views;
 
 pub use fpro::{FPro, FProConfig};
+pub use imagebind_llm::{ImageBindLlm, ImageBindLlmConfig};
 pub use pacgnet::{PacgNet, PacgNetConfig};
 pub use touchformer::{TouchFormer, TouchFormerConfig};

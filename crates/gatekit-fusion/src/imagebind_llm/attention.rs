@@ -82,8 +82,8 @@ impl ModuleConfig for InjectedAttentionConfig {
 /// the same visual vector, scaled by a number a head that starts at 0.
 ///
 /// `q, k, v = (W_q x + b_q), W_k x, W_v x`, each with its low-rank delta if it has one, `e = D / H`, rotary positions on
-/// neighbouring channels of q and k. The prompt goes through `W_v` without the delta. Paper, section 3.3, in the
-/// released form: behind the heads, not at the word tokens.
+/// neighbouring channels of q and k. The prompt goes through `W_v` without the delta. The
+/// paper's attention-free injection, in the released form: behind the heads, not at the word tokens.
 #[derive(Module, Debug)]
 pub struct InjectedAttention {
     /// Queries.

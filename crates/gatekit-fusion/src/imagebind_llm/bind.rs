@@ -76,7 +76,7 @@ impl ModuleConfig for BindNetworkConfig {
 
 /// `h = W_0 x + b_0`, then for every block `h <- h + F2(silu(F1 n) * F3 n)` with `n = norm(h)`.
 ///
-/// Weights start as in a linear layer of PyTorch, uniform within `1 / sqrt(inputs)`; norms at 1. Paper, section 3.2.
+/// Weights start as in a linear layer of PyTorch, uniform within `1 / sqrt(inputs)`; norms at 1. The paper's bind network.
 #[derive(Module, Debug)]
 pub struct BindNetwork {
     /// `W_0` and `b_0`, `[M, D]`.

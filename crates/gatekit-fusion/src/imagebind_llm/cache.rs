@@ -126,7 +126,7 @@ impl VisualCacheConfig {
 ///
 /// `s = x C^T`, the K largest; `p = softmax(cache_t s)`, `r = sum_k p_k C_k`, `r <- r / |r|`;
 /// `x' = (1 - cache_weight) x + cache_weight r`, `x' <- x' / |x'|`. Each sample retrieves for itself. Gradients flow
-/// through the chosen entries, not through the choice. Paper, section 3.4.
+/// through the chosen entries, not through the choice. The paper's visual cache.
 #[derive(Debug, Clone)]
 pub struct VisualCache<I> {
     index: I,

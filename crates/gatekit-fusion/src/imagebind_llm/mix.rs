@@ -6,7 +6,7 @@ use gatekit_core::{InputError, widen};
 /// A weighted mean of unit embeddings: `u_m = e_m / max(|e_m|, 1e-12)`, `x = sum_m w_m u_m / (sum w + 1e-6)`.
 ///
 /// The mean is not normalised again: of one modality it is `1 / (1 + 1e-6)` long at weight 1. A modality of weight 0 is
-/// absent, and its embedding is not read: it may be anything. Paper, section 3.5, in the released form.
+/// absent, and its embedding is not read: it may be anything. As released.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModalityMix {
     weights: Vec<f64>,

@@ -1,6 +1,6 @@
 //! Rotary positions against their equation.
 
-use crate::attention::RotaryEmbedding;
+use crate::attention::{RotaryEmbedding, pairs_to_halves};
 use crate::sequence::Boundaries;
 use crate::test_util::{assert_close, devices, float32, float64, ramp, values};
 
@@ -53,5 +53,26 @@ fn the_reversed_rotation_undoes_the_usual_one() {
         let turned = rotary.apply(input, 7);
         assert!(values(turned.clone()).iter().zip(&x).any(|(turned, x)| (turned - x).abs() > 0.1));
         assert_close(&values(rotary.reversed().apply(turned, 7)), &x, 1e-12);
+    }
+}
+
+#[test]
+fn neighbouring_channels_are_rotated_as_pairs_once_they_are_halves_apart() {
+    let (dim, heads, steps) = (6, 2, 3);
+    let x = ramp(steps * heads * dim, 1.0);
+    // What a rotation of the pairs (2j, 2j + 1) gives, with its channels in the order of halves.
+    let expected: Vec<f64> = (0..x.len())
+        .map(|i| {
+            let (c, head, step) = (i % dim, i - i % dim, i / (heads * dim));
+            let pair = c % (dim / 2);
+            let (sin, cos) = (step as f64 / 10000f64.powf(2.0 * pair as f64 / dim as f64)).sin_cos();
+            let (first, second) = (x[head + 2 * pair], x[head + 2 * pair + 1]);
+            if c < dim / 2 { first * cos - second * sin } else { second * cos + first * sin }
+        })
+        .collect();
+    for device in devices() {
+        let rotary = RotaryEmbedding::new(dim, 10000.0).unwrap();
+        let rotated = rotary.apply(pairs_to_halves(float64(&x, [1, steps, heads, dim], &device)), 0);
+        assert_close(&values(rotated), &expected, 1e-12);
     }
 }
