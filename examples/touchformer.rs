@@ -219,6 +219,7 @@ impl Measured {
             let value = |sensor: usize| self.gates.mean(SENSORS[sensor], metric).unwrap_or(f64::NAN);
             (0..SENSORS.len()).map(|sensor| (sensor as f64 + 1.0, value(sensor))).collect::<Vec<_>>()
         };
+        let level = |gate: f64| [(1.0, gate), (SENSORS.len() as f64, gate)];
         LinePlot::new(
             "Gates of MAG + CER",
             "sensor (1 sound, 2 normal force, 3 friction, 4 acceleration)",
@@ -226,7 +227,8 @@ impl Measured {
         )
         .with_series("clean", series("mean gate, clean"))
         .with_series("replaced by noise", series("mean gate, noise"))
-        .with_series("threshold", [(1.0, threshold), (SENSORS.len() as f64, threshold)])
+        .with_series("threshold", level(threshold))
+        .with_series("closed", level(0.0))
     }
 }
 

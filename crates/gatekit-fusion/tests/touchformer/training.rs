@@ -13,7 +13,7 @@ use super::{devices, small, values};
 fn batch(device: &Device) -> TouchBatch {
     let count = 16;
     let label = |i: usize| (i % 2) as i64;
-    let level = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+    let level = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
     let wave = |i: usize, t: usize, c: usize| (1.3 * i as f64 + 0.7 * t as f64 + 2.1 * c as f64).sin();
     let tensor = |of: &dyn Fn(usize, usize, usize) -> f64| {
         let data: Vec<f64> = (0..count)
