@@ -108,7 +108,9 @@ fn run(args: &Args) -> Result<(), ExampleError> {
             }
         }
     }
-    report::write(&out, &report::with_mean(&unseen), &report::with_mean(&seen), &robustness, &gates)?;
+    let seeds: Vec<u64> = experiment.seeds().collect();
+    let [unseen, seen] = [&unseen, &seen].map(|results| report::with_mean(results, &seeds));
+    report::write(&out, &unseen, &seen, &robustness, &gates)?;
     say(format!("Tables and plots are in {}", out.display()));
     Ok(())
 }
