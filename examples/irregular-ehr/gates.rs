@@ -68,7 +68,7 @@ pub fn by_hour_plot(hours: &Results, stays: &[Stay]) -> LinePlot {
         let point = |hour: usize| Some((hour as f64 + 0.5, hours.mean(variant, &hour.to_string())?));
         plot.with_series(variant, (0..HOURS).filter_map(point).collect::<Vec<_>>())
     });
-    let mut counts = vec![0.0; HOURS];
+    let mut counts = [0.0; HOURS];
     for stay in stays {
         for (sum, count) in counts.iter_mut().zip(stays::observations(stay)) {
             *sum += count as f64;
