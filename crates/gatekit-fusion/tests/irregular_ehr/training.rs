@@ -1,5 +1,6 @@
 //! The recipe.
 
+use burn::module::Module;
 use burn::tensor::Device;
 use gatekit_core::ModuleConfig;
 use gatekit_fusion::irregular_ehr::{
@@ -73,9 +74,11 @@ fn small_batches_add_up_to_a_large_one() {
     // Stays of one length: padding does not differ.
     let stays = stays(6);
     let stays: Vec<&Stay> = stays.iter().collect();
+    let network = network(&small(), &device).materialize();
     let run = |batch_size, accumulation| {
         let recipe = EhrTrainingConfig::new().with_batch_size(batch_size).with_accumulation(accumulation);
-        let mut trainer = trainer(&small(), recipe, &device);
+        let trainer = EhrTrainer::new(network.clone(), loader(&small()), recipe, &device);
+        let mut trainer = trainer.expect("a recipe");
         let loss = trainer.step(0, &stays).expect("stays");
         (loss, values(trainer.network.model.proj1.weight.val()))
     };
