@@ -2,6 +2,7 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use gatekit_core::cross_entropy::binary_cross_entropies;
 use gatekit_core::{ConfigError, InputError};
 use serde::{Deserialize, Serialize};
 
@@ -212,10 +213,7 @@ pub fn detection_loss(
     }
     let total = soft.iter().sum::<f64>().max(1.0);
     let soft = Tensor::<3>::from_data(TensorData::new(soft, [batch, count, classes]), &device);
-    let logits = decoded.logits.clone();
-    // max(z, 0) - z y + log(1 + exp(-|z|))
-    let entropy = logits.clone().clamp_min(0.0) - logits.clone() * soft + logits.abs().neg().exp().log1p();
-    let cls = entropy.sum() * (gains.cls / total);
+    let cls = binary_cross_entropies(decoded.logits.clone(), soft).sum() * (gains.cls / total);
     let (boxes, dfl) = match positives.rows.is_empty() {
         true => (decoded.boxes.clone().sum() * 0.0, decoded.bins.clone().sum() * 0.0),
         false => positives.losses(decoded),
