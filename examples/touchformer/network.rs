@@ -173,7 +173,7 @@ pub fn trained(
     Ok(Trained::TouchFormer(trainer.best()))
 }
 
-/// The touches in new order, a fifth of them with a sensor of noise and a fifth without one, if sensors fail.
+/// The touches in new order; if sensors fail, a fifth loses one and in a fifth one of those left gives noise.
 fn epoch(
     order: &mut [&Touch],
     failures: bool,

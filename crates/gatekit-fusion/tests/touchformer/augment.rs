@@ -17,7 +17,7 @@ fn dropout_takes_one_sensor_and_never_the_last() {
     for device in devices() {
         let batch = 400;
         // The second sensor is missing in every second instance.
-        let removed: Vec<Vec<bool>> = (0..batch).map(|i| vec![false, i.is_multiple_of(2)]).collect();
+        let removed: Vec<Vec<bool>> = (0..batch).map(|i: usize| vec![false, i.is_multiple_of(2)]).collect();
         let before = ModalityMask::full(batch, &[2, 3], &device).without(&removed).expect("one is left");
         let after = ModalityDropout::new()
             .with_probability(0.5)
