@@ -32,9 +32,13 @@ struct Args {
     #[command(flatten)]
     experiment: Experiment,
 
-    /// Optimiser steps of a model [default: 400, with --quick 6]
+    /// Optimiser steps of a model [default: 600, with --quick 6]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     steps: Option<u64>,
+
+    /// Highest learning rate, for every model
+    #[arg(long, value_name = "RATE", default_value_t = 6e-3)]
+    learning_rate: f64,
 }
 
 /// Whose robustness is measured.
@@ -52,8 +56,9 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let sizes = Sizes {
         levels: experiment.steps(3, 2),
         width: experiment.steps(20, 8),
-        steps: args.steps.map_or(experiment.steps(400, 6), |steps| steps as usize),
-        batch: experiment.steps(12, 2),
+        steps: args.steps.map_or(experiment.steps(600, 6), |steps| steps as usize),
+        learning_rate: args.learning_rate,
+        batch: experiment.steps(8, 2),
         train: experiment.steps(400, 8),
         test: experiment.steps(150, 6),
     };

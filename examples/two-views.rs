@@ -44,6 +44,9 @@ struct Args {
     /// Steps of every detector's training [default: 300, quick: 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
+    /// Steps of the encoder's training [default: 400, quick: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    encoder_steps: Option<u32>,
 }
 
 /// The variants whose robustness is measured.
@@ -59,12 +62,13 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let device = experiment.device()?;
     let out = experiment.out_dir("two-views")?;
     let steps = args.steps.map_or_else(|| experiment.steps(300, 10), |steps| steps as usize);
+    let encoder_steps = args.encoder_steps.map_or_else(|| experiment.steps(400, 3), |steps| steps as usize);
     let [train, test] = [experiment.steps(256, 16), experiment.steps(192, 12)];
     let front_end = SpectralConfig::new().with_coefficients(20).with_deltas(1).try_init(&device)?;
     let (mut unseen, mut seen, mut gates) = (Results::new(), Results::new(), Gates::default());
     let mut robustness = Robustness::new("Two views", "1 - equal error rate");
     for seed in experiment.seeds() {
-        let (encoder, accuracy, [top, bottom]) = encoder::trained(experiment.steps(160, 3), seed, &device)?;
+        let (encoder, accuracy, [top, bottom]) = encoder::trained(encoder_steps, seed, &device)?;
         say(format!(
             "seed {seed}: the encoder names {:.0}% of its speakers; without the band above 5 kHz its frames change by \
              {top:.2} of their size, without that below 1 kHz by {bottom:.2}",

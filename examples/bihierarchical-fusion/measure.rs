@@ -18,6 +18,7 @@ pub struct Sizes {
     pub levels: usize,
     pub width: usize,
     pub steps: usize,
+    pub learning_rate: f64,
     pub batch: usize,
     pub train: usize,
     pub test: usize,
@@ -56,7 +57,7 @@ impl Data {
         let model = variant.build(sizes.levels, parameters, device)?;
         let training = Training {
             steps: sizes.steps,
-            learning_rate: 4e-3,
+            learning_rate: sizes.learning_rate,
             warmup: sizes.steps / 10,
             weight_decay: 0.01,
             clip: 1.0,

@@ -19,9 +19,9 @@ pub const WIDTH: usize = 48;
 const STRIDES: [usize; 4] = [5, 4, 4, 4];
 const CHANNELS: [usize; 5] = [1, 16, 32, 48, WIDTH];
 /// Voices to tell apart.
-const SPEAKERS: usize = 32;
+const SPEAKERS: usize = 20;
 /// Utterances of each.
-const UTTERANCES: usize = 12;
+const UTTERANCES: usize = 16;
 const BATCH: usize = 24;
 
 /// Strided convolutions with GELU, and a norm.

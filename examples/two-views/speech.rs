@@ -116,15 +116,15 @@ impl Speaker {
                 std::array::from_fn(|i| vowels[0][i] + glide * (vowels[1][i] - vowels[0][i]));
             let step = TAU * f0 / RATE as f32;
             let samples = &mut wave[block * BLOCK..(block + 1) * BLOCK];
-            for harmonic in 1..=most {
+            for (harmonic, drift) in drift.iter_mut().enumerate().skip(1) {
                 let f = f0 * harmonic as f32;
                 if f > 0.49 * RATE as f32 {
                     break;
                 }
-                drift[harmonic] += wander * normal(random);
+                *drift += wander * normal(random);
                 let gain = self.gain(f, &formants);
                 // A harmonic turns by the same angle from sample to sample.
-                let (mut sine, mut cosine) = (phase * harmonic as f32 + drift[harmonic]).sin_cos();
+                let (mut sine, mut cosine) = (phase * harmonic as f32 + *drift).sin_cos();
                 let (turn_sine, turn_cosine) = (step * harmonic as f32).sin_cos();
                 for sample in samples.iter_mut() {
                     *sample += gain * cosine;

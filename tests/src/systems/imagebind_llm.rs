@@ -13,7 +13,7 @@ use super::Row;
 use crate::{
     array::Array,
     case::Case,
-    evaluation::{Evaluation, Produced, once},
+    evaluation::{Produced, once},
     failure::Result,
 };
 

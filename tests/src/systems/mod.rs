@@ -25,6 +25,7 @@ pub mod pacgnet;
 mod scan;
 pub mod sqrtgate;
 pub mod thor;
+pub mod touchformer;
 pub mod transnormer_llm;
 pub mod two_views;
 
@@ -73,6 +74,7 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("sqrtgate", sqrtgate::ROWS),
     ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
+    ("touchformer", touchformer::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
     ("two-views", two_views::ROWS),
 ];

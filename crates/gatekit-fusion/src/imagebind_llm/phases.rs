@@ -48,13 +48,17 @@ impl Phase {
 pub struct PhaseConfig {
     /// What moves.
     pub phase: Phase,
-    /// Highest rate for 256 samples a step; with fewer it is lower in proportion.
+    /// Highest rate for 256 samples a step; with fewer it is lower in proportion. Default 1e-4.
+    #[config(default = 1e-4)]
     pub base_rate: f64,
-    /// AdamW's decay of matrices; biases and vectors have none.
+    /// AdamW's decay of matrices; biases and vectors have none. Default 0.05.
+    #[config(default = 0.05)]
     pub weight_decay: f64,
-    /// Epochs, over which the cosine falls.
+    /// Epochs, at the end of which the cosine has fallen. Default 150.
+    #[config(default = 150)]
     pub epochs: usize,
-    /// Epochs of them in which the rate rises.
+    /// Epochs of them in which the rate rises. Default 5.
+    #[config(default = 5)]
     pub warmup_epochs: usize,
     /// Samples a step, over all devices and accumulated steps. Default 32.
     #[config(default = 32)]
@@ -71,12 +75,16 @@ impl PhaseConfig {
     /// Pre-training: rate 1e-4, decay 0.05, 150 epochs of which 5 warm up. An epoch is 1/50 of the data, so that the
     /// whole is three passes.
     pub fn pretrain() -> Self {
-        Self::new(Phase::Pretrain, 1e-4, 0.05, 150, 5)
+        Self::new(Phase::Pretrain)
     }
 
     /// Fine-tuning: rate 1e-3, decay 0.02, 4 epochs of which 1 warms up.
     pub fn finetune() -> Self {
-        Self::new(Phase::Finetune, 1e-3, 0.02, 4, 1)
+        Self::new(Phase::Finetune)
+            .with_base_rate(1e-3)
+            .with_weight_decay(0.02)
+            .with_epochs(4)
+            .with_warmup_epochs(1)
     }
 
     /// The highest rate: `base_rate * effective_batch / 256`.

@@ -155,7 +155,7 @@ impl<N: NoteEncoder> EhrTrainer<N> {
         let rates = ModuleLrScheduler::new(config.learning_rate)
             .with_group(of_encoder, config.note_learning_rate)
             .step();
-        let optimizer = AdamConfig::new().init();
+        let optimizer = AdamConfig::new().with_epsilon(1e-8).init();
         Ok(Self { network, loader, config, optimizer, rates, device: device.clone().autodiff() })
     }
 
