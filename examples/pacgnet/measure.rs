@@ -35,6 +35,10 @@ pub struct Measured {
     pub noisy: [[f64; 4]; 2],
     /// With RGB, and infrared, replaced by zeros.
     pub missing: [f64; 2],
+    /// With RGB, and infrared, replaced by uniform noise. Runs that were finished before this was measured lack it; it
+    /// is then measured with the detector that they left.
+    #[serde(default)]
+    pub replaced: Option<[f64; 2]>,
 }
 
 /// What happens to a sensor at test time.
@@ -43,20 +47,23 @@ enum Fault {
     None,
     Noise(Modality, f64),
     Missing(Modality),
+    Replaced(Modality),
+}
+
+const SENSORS: [Modality; 2] = [Modality::Rgb, Modality::Ir];
+
+/// The scenes that a run measures on.
+fn scenes(run: &Run) -> Result<Vec<NightScene>, ExampleError> {
+    let scenes = NightScenes::new(run.settings.size, run.test_seed())?;
+    Ok((0..run.settings.test).map(|index| scenes.scene(index)).collect())
 }
 
 /// Measures on scenes that were not trained on.
 pub fn measure(model: &PacgNet, run: &Run, device: &Device, seconds: f64) -> Result<Measured, ExampleError> {
-    let scenes = NightScenes::new(run.settings.size, run.test_seed())?;
-    let scenes: Vec<NightScene> = (0..run.settings.test).map(|index| scenes.scene(index)).collect();
+    let scenes = scenes(run)?;
     let judge = Judge { model, run, scenes: &scenes, device };
     let clean = judge.detect(Fault::None)?;
-    let with = |fault| judge.precision(&judge.detect(fault)?, None);
-    let noisy = |sensor| -> Result<[f64; 4], ExampleError> {
-        let values = NOISE.iter().map(|&sigma| with(Fault::Noise(sensor, sigma)));
-        let values = values.collect::<Result<Vec<_>, _>>()?;
-        Ok(std::array::from_fn(|index| values[index]))
-    };
+    let noisy = |sensor| judge.under(NOISE.map(|sigma| Fault::Noise(sensor, sigma)));
     let by_condition = Condition::ALL.map(|condition| judge.precision(&clean, Some(condition)));
     let [day, night, crossover] = by_condition;
     Ok(Measured {
@@ -66,8 +73,15 @@ pub fn measure(model: &PacgNet, run: &Run, device: &Device, seconds: f64) -> Res
         overall: judge.precision(&clean, None)?,
         by_condition: [day?, night?, crossover?],
         noisy: [noisy(Modality::Rgb)?, noisy(Modality::Ir)?],
-        missing: [with(Fault::Missing(Modality::Rgb))?, with(Fault::Missing(Modality::Ir))?],
+        missing: judge.under(SENSORS.map(Fault::Missing))?,
+        replaced: Some(judge.under(SENSORS.map(Fault::Replaced))?),
     })
+}
+
+/// [`Measured::replaced`] of a detector that was measured before.
+pub fn replaced(model: &PacgNet, run: &Run, device: &Device) -> Result<[f64; 2], ExampleError> {
+    let scenes = scenes(run)?;
+    Judge { model, run, scenes: &scenes, device }.under(SENSORS.map(Fault::Replaced))
 }
 
 struct Judge<'a> {
@@ -78,6 +92,15 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// mAP50 under each of the faults.
+    fn under<const N: usize>(&self, faults: [Fault; N]) -> Result<[f64; N], ExampleError> {
+        let mut values = [0.0; N];
+        for (value, fault) in values.iter_mut().zip(faults) {
+            *value = self.precision(&self.detect(fault)?, None)?;
+        }
+        Ok(values)
+    }
+
     fn detect(&self, fault: Fault) -> Result<BoxList, ExampleError> {
         let config = config(self.run.ablation, self.run.settings.quick);
         // The same noise for every variant.
@@ -120,6 +143,7 @@ fn broken(images: [Tensor<4>; 2], fault: Fault) -> [Tensor<4>; 2] {
             (image + noise).clamp(0.0, 1.0)
         }
         Fault::Missing(sensor) if sensor == modality => image.zeros_like(),
+        Fault::Replaced(sensor) if sensor == modality => image.random_like(Distribution::Uniform(0.0, 1.0)),
         _ => image,
     };
     [of(Modality::Rgb, rgb), of(Modality::Ir, ir)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use gatekit::core::probe::{HeatMap, LinePlot};
-use gatekit_examples::{ExampleError, Results, say};
+use gatekit_examples::{Condition, ExampleError, Results, Robustness, say};
 
 use crate::measure::{Measured, NOISE};
 
@@ -12,26 +12,41 @@ const SENSORS: [&str; 2] = ["RGB", "infrared"];
 
 /// What a run found, in words: precision by condition, and with a sensor noisy or missing.
 pub fn tables(measured: &[Measured], out: &Path) -> Result<(), ExampleError> {
-    let (mut found, mut robust) = (Results::new(), Results::new());
+    let (mut found, mut noisy) = (Results::new(), Results::new());
+    let mut robust = Robustness::new("PACGNet", "mAP50");
     for run in measured {
         let [day, night, crossover] = run.by_condition;
         for (condition, value) in CONDITIONS.into_iter().zip([run.overall, day, night, crossover]) {
             found.record(&run.variant, condition, run.seed, value);
         }
-        robust.record(&run.variant, "clean", run.seed, run.overall);
+        noisy.record(&run.variant, "clean", run.seed, run.overall);
+        // A single stream has no other sensor to go by.
+        let both = !run.variant.ends_with(" alone");
+        if both {
+            robust.record(&run.variant, Condition::Clean, run.seed, run.overall);
+        }
         for (sensor, name) in SENSORS.into_iter().enumerate() {
             let noise = format!("{name} + noise {}", NOISE[2]);
-            robust.record(&run.variant, &noise, run.seed, run.noisy[sensor][2]);
-            robust.record(&run.variant, &format!("no {name}"), run.seed, run.missing[sensor]);
+            noisy.record(&run.variant, &noise, run.seed, run.noisy[sensor][2]);
+            noisy.record(&run.variant, &format!("no {name}"), run.seed, run.missing[sensor]);
+            if both {
+                robust.record(&run.variant, Condition::Removed(name), run.seed, run.missing[sensor]);
+                if let Some(replaced) = run.replaced {
+                    robust.record(&run.variant, Condition::Noise(name), run.seed, replaced[sensor]);
+                }
+            }
         }
     }
     say("mAP50 by condition");
     say(found.table());
     say("mAP50 with one sensor noisy or missing at test time");
+    say(noisy.table());
+    say("mAP50 with one sensor removed or replaced by noise at test time");
     say(robust.table());
     say(verdict(&found));
     found.write_csv(out.join("results.csv"))?;
-    robust.write_csv(out.join("robustness.csv"))?;
+    noisy.write_csv(out.join("noisy.csv"))?;
+    robust.save(out)?;
     found.bar_plot("Found in night scenes", "all").with_size(900, 420).write_svg(out.join("pacgnet.svg"))?;
     Ok(())
 }

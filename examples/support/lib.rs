@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`experiment`] | the flags that every experiment has |
 //! | [`training`] | AdamW under a warm-up and a cosine, step by step or all at once |
-//! | [`tasks`] | synthetic recall and copying, bytes of a text; accuracy and bits per byte |
+//! | [`tasks`] | synthetic recall and copying, bytes of a text; accuracy, bits per byte, average precision |
 //! | [`curves`] | learning the bytes of a text, judged on the way |
 //! | [`results`] | measured values by variant, metric and seed: tables, CSV, JSON, bars |
+//! | [`robustness`] | how systems of several modalities do when one is removed or noisy |
+//! | [`panels`] | small pictures side by side |
 //! | [`progress`](mod@progress) | progress bars, lines for the person who watches |
 //! | [`error`] | what can stop an experiment |
 //!
@@ -56,8 +58,10 @@
 pub mod curves;
 pub mod error;
 pub mod experiment;
+pub mod panels;
 pub mod progress;
 pub mod results;
+pub mod robustness;
 pub mod tasks;
 pub mod training;
 
@@ -66,4 +70,5 @@ pub use error::{ExampleError, exit};
 pub use experiment::Experiment;
 pub use progress::{grouped, progress, say};
 pub use results::Results;
+pub use robustness::{Condition, Robustness};
 pub use training::{Trainer, Training, train};

@@ -80,30 +80,7 @@ impl Results {
             let cells = metrics.iter().map(|metric| cell(&self.values(variant, metric)));
             rows.push(std::iter::once(variant.to_string()).chain(cells).collect());
         }
-        let width = |column: usize| {
-            rows.iter().map(|row: &Vec<String>| row[column].chars().count()).max().unwrap_or(0).max(2)
-        };
-        let widths: Vec<usize> = (0..=metrics.len()).map(width).collect();
-        let mut table = String::new();
-        for (index, row) in rows.iter().enumerate() {
-            for (column, (text, &width)) in row.iter().zip(&widths).enumerate() {
-                table += &match column {
-                    0 => format!("| {text:<width$} |"),
-                    _ => format!(" {text:>width$} |"),
-                };
-            }
-            table.push('\n');
-            if index == 0 {
-                for (column, &width) in widths.iter().enumerate() {
-                    table += &match column {
-                        0 => format!("|{}|", "-".repeat(width + 2)),
-                        _ => format!("{}:|", "-".repeat(width + 1)),
-                    };
-                }
-                table.push('\n');
-            }
-        }
-        table
+        markdown(&rows)
     }
 
     /// Writes `variant,metric,seed,value`, one row a value.
@@ -157,7 +134,35 @@ impl Results {
     }
 }
 
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+/// An aligned table in Markdown: the first row is the header, the first column names the rows.
+pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(2);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut table = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (column, (text, &width)) in row.iter().zip(&widths).enumerate() {
+            table += &match column {
+                0 => format!("| {text:<width$} |"),
+                _ => format!(" {text:>width$} |"),
+            };
+        }
+        table.push('\n');
+        if index == 0 {
+            for (column, &width) in widths.iter().enumerate() {
+                table += &match column {
+                    0 => format!("|{}|", "-".repeat(width + 2)),
+                    _ => format!("{}:|", "-".repeat(width + 1)),
+                };
+            }
+            table.push('\n');
+        }
+    }
+    table
+}
+
+/// The names without repetitions, in the order of their first.
+pub(crate) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for name in names {
         if !seen.contains(&name) {
@@ -167,14 +172,15 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     seen
 }
 
-fn mean_and_deviation(values: &[f64]) -> Option<(f64, f64)> {
+pub(crate) fn mean_and_deviation(values: &[f64]) -> Option<(f64, f64)> {
     let count = values.len() as f64;
     let mean = (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)?;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
     Some((mean, if values.len() < 2 { 0.0 } else { (squares / (count - 1.0)).sqrt() }))
 }
 
-fn cell(values: &[f64]) -> String {
+/// `mean ± deviation`, the mean alone of one value, `-` of none.
+pub(crate) fn cell(values: &[f64]) -> String {
     match mean_and_deviation(values) {
         None => "-".to_string(),
         Some((mean, _)) if values.len() == 1 => number(mean, mean),

@@ -1,4 +1,6 @@
-//! The short causal convolution that linear-attention layers put before their recurrence.
+//! The short causal convolution that linear-attention layers put before their recurrence, and convolutions of maps.
+
+mod image;
 
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -10,6 +12,8 @@ use crate::config::ModuleConfig;
 use crate::error::ConfigError;
 use crate::gate::GateActivation;
 use crate::sequence::Boundaries;
+
+pub use image::{convolve, depthwise_conv2d, pointwise_conv2d};
 
 /// Configuration of [`ShortConvolution`].
 #[derive(Config, Debug)]

@@ -39,7 +39,7 @@ impl ModuleConfig for SwiGluConfig {
     }
 }
 
-/// `y = W_down (silu(W_gate x) * W_up x)`, without biases.
+/// `y = W_down (silu(W_gate x) * W_up x)`, without biases (projections that are given one have it).
 ///
 /// Weights start normal(0, 0.02). Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202), eq. 6.
 #[derive(Module, Debug)]

@@ -2,6 +2,7 @@
 
 use burn::config::Config;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use gatekit_core::sampling::Sampling;
 use gatekit_core::{ConfigError, InputError};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -170,12 +171,10 @@ impl<M: StreamingLm> Iterator for Generation<M> {
     }
 }
 
-/// Draws tokens from logits.
+/// Draws tokens from logits, with random numbers of its own.
 #[derive(Debug)]
 pub struct Sampler {
-    temperature: f64,
-    top_k: usize,
-    top_p: f64,
+    sampling: Sampling,
     random: StdRng,
 }
 
@@ -187,19 +186,9 @@ impl Sampler {
     /// [`ConfigError`] for a temperature that is negative or not finite, a `top_k` of 0, or a
     /// `top_p` outside (0, 1].
     pub fn new(config: &GenerateConfig) -> Result<Self, ConfigError> {
-        let temperature = config.temperature;
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(ConfigError::new("temperature", temperature, "a number of at least 0"));
-        }
-        if config.top_k == Some(0) {
-            return Err(ConfigError::new("top_k", 0, "at least 1, or null"));
-        }
-        let top_p = config.top_p.unwrap_or(1.0);
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(ConfigError::new("top_p", top_p, "a number in (0, 1], or null"));
-        }
-        let top_k = config.top_k.unwrap_or(usize::MAX);
-        Ok(Self { temperature, top_k, top_p, random: StdRng::seed_from_u64(config.seed) })
+        let sampling = Sampling { temperature: config.temperature, top_k: config.top_k, top_p: config.top_p };
+        sampling.check()?;
+        Ok(Self { sampling, random: StdRng::seed_from_u64(config.seed) })
     }
 
     /// Draws one token.
@@ -209,42 +198,9 @@ impl Sampler {
     /// [`InputError`] when a logit is NaN or positive infinity, or none is above negative infinity
     /// (which stands for an excluded token).
     pub fn sample(&mut self, logits: &[f32]) -> Result<usize, InputError> {
-        let refuse = |got: String| Err(InputError::new("logits", got, "finite numbers"));
-        if let Some(index) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            return refuse(format!("{} for token {index}", logits[index]));
-        }
-        let best_first = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        let Some(best) = (0..logits.len()).min_by(best_first).filter(|&best| logits[best].is_finite()) else {
-            return refuse("no token with a finite logit".to_string());
-        };
-        if self.temperature == 0.0 {
-            return Ok(best);
-        }
-
-        let mut tokens: Vec<usize> = (0..logits.len()).collect();
-        if self.top_k < tokens.len() {
-            tokens.select_nth_unstable_by(self.top_k - 1, best_first);
-            tokens.truncate(self.top_k);
-        }
-        tokens.sort_unstable_by(best_first);
-        let weight =
-            |token: &usize| ((f64::from(logits[*token]) - f64::from(logits[best])) / self.temperature).exp();
-        let mut weights: Vec<f64> = tokens.iter().map(weight).collect();
-        let nucleus = self.top_p * weights.iter().sum::<f64>();
-        let mut total = 0.0;
-        let kept = weights.iter().position(|weight| {
-            total += weight;
-            total >= nucleus
-        });
-        weights.truncate(kept.map_or(weights.len(), |last| last + 1));
-
-        let mut draw = self.random.random::<f64>() * weights.iter().sum::<f64>();
-        let place = weights.iter().position(|weight| {
-            draw -= weight;
-            draw < 0.0
-        });
-        // Rounding can leave a rest at the end; the likeliest token is always possible.
-        Ok(tokens[place.unwrap_or(0)])
+        // At temperature 0 nothing is drawn.
+        let draw = if self.sampling.temperature == 0.0 { 0.0 } else { self.random.random::<f64>() };
+        self.sampling.pick(logits, draw)
     }
 }
 

@@ -5,6 +5,7 @@
 //! shifted there, -100 where nothing is asked.
 
 mod corpus;
+mod ranking;
 mod synthetic;
 
 use burn::tensor::{Int, Tensor};
@@ -13,6 +14,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub use corpus::{Corpus, held_out_from, shakespeare};
+pub use ranking::average_precision;
 pub use synthetic::{Palindrome, Recall};
 
 /// A source of random numbers that depends on the seed alone.

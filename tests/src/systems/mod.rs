@@ -5,11 +5,14 @@
 pub mod acm;
 pub mod affine_scaled_attention;
 pub mod bihierarchical_fusion;
+pub mod fpro;
 pub mod gated_associative_memory;
 pub mod gated_attention;
 pub mod gla;
 pub mod hecto;
 pub mod hybrid_linear_attention;
+pub mod imagebind_llm;
+pub mod irregular_ehr;
 pub mod jei_dnn;
 pub mod kimi_linear;
 pub mod mamba_icl;
@@ -22,7 +25,9 @@ pub mod pacgnet;
 mod scan;
 pub mod sqrtgate;
 pub mod thor;
+pub mod touchformer;
 pub mod transnormer_llm;
+pub mod two_views;
 
 use burn::tensor::Device;
 
@@ -50,11 +55,14 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("acm", acm::ROWS),
     ("affine-scaled-attention", affine_scaled_attention::ROWS),
     ("bihierarchical-fusion", bihierarchical_fusion::ROWS),
+    ("fpro", fpro::ROWS),
     ("gated-attention", gated_attention::ROWS),
     ("gated-associative-memory", gated_associative_memory::ROWS),
     ("gla", gla::ROWS),
     ("hecto", hecto::ROWS),
     ("hybrid-linear-attention", hybrid_linear_attention::ROWS),
+    ("irregular-ehr", irregular_ehr::ROWS),
+    ("imagebind-llm", imagebind_llm::ROWS),
     ("jei-dnn", jei_dnn::ROWS),
     ("kimi-linear", kimi_linear::ROWS),
     ("mamba-icl", mamba_icl::ROWS),
@@ -66,7 +74,9 @@ pub const TABLE: &[(&str, &[Row])] = &[
     ("sqrtgate", sqrtgate::ROWS),
     ("pacgnet", pacgnet::ROWS),
     ("thor", thor::ROWS),
+    ("touchformer", touchformer::ROWS),
     ("transnormer-llm", transnormer_llm::ROWS),
+    ("two-views", two_views::ROWS),
 ];
 
 /// Builds, runs and judges a case.

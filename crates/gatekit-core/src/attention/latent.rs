@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use super::{AttentionOptions, RotaryEmbedding, attention_weights, causal_attention};
+use super::{AttentionOptions, RotaryEmbedding, attention_weights, causal_attention, pairs_to_halves};
 use crate::config::{ModuleConfig, check_sizes};
 use crate::error::ConfigError;
 use crate::init;
@@ -353,13 +353,6 @@ fn per_head(x: Tensor<4>, weight: Tensor<3>) -> Tensor<4> {
     let ([batch, time, heads, n], m) = (x.dims(), weight.dims()[2]);
     let x = x.permute([2, 0, 1, 3]).reshape([heads, batch * time, n]);
     x.matmul(weight).reshape([heads, batch, time, m]).permute([1, 2, 0, 3])
-}
-
-/// Channels `(2j, 2j + 1)` to `(j, j + half)`, where [`RotaryEmbedding`] rotates them as a pair.
-/// Scores do not see the order of channels, as long as queries and keys have the same.
-fn pairs_to_halves(x: Tensor<4>) -> Tensor<4> {
-    let [batch, time, heads, dim] = x.dims();
-    x.reshape([batch, time, heads, dim / 2, 2]).swap_dims(3, 4).reshape([batch, time, heads, dim])
 }
 
 #[cfg(test)]

@@ -1,12 +1,58 @@
 //! Softmax attention to keys of which some are padding, causal or not.
 
-use burn::tensor::{Bool, Tensor, activation::softmax};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Bool, Device, Tensor, activation::softmax};
 
 use super::softmax::{HIDDEN, by_group};
 use crate::common::widen;
 
+/// Which keys a query sees; all of them by default.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// `[batch, keys]`, true for keys that nobody sees.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// `Some(n)`: query i sees the keys `0 ..= i + n` only. For the last queries of a causal sequence
+    /// n = keys - queries.
+    pub ahead: Option<usize>,
+}
+
+impl Seen {
+    /// Every query sees every key.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Every query sees the keys that are no padding, `padding` `[batch, keys]`.
+    pub fn padded(padding: Tensor<2, Bool>) -> Self {
+        Self { padding: Some(padding), ahead: None }
+    }
+
+    /// What a query does not see, `[batch or 1, 1, queries or 1, keys]`; `None` when it sees all.
+    fn hidden(&self, [batch, queries, keys]: [usize; 3], device: &Device) -> Option<Tensor<4, Bool>> {
+        let padding = self.padding.as_ref().map(|padding| {
+            assert!(
+                padding.dims() == [batch, keys],
+                "masked_attention: `padding` has shape {:?}, need [{batch}, {keys}]",
+                padding.dims()
+            );
+            padding.clone().reshape([batch, 1, 1, keys])
+        });
+        let later = self
+            .ahead
+            .filter(|ahead| ahead + 1 < keys && queries > 0)
+            .map(|ahead| Tensor::tril_mask([1, 1, queries, keys], ahead as i64, &device.clone().inner()));
+        match (padding, later) {
+            (Some(padding), Some(later)) => {
+                let whole = [batch, 1, queries, keys];
+                Some(padding.expand(whole).bool_or(later.expand(whole)))
+            }
+            (mask, None) | (None, mask) => mask,
+        }
+    }
+}
+
 /// Softmax attention where queries and keys may come from different sequences:
-/// `o_i = sum_j softmax_j(D^(-1/2) q_i . k_j) v_j` over the keys that are no padding.
+/// `o_i = sum_j softmax_j(D^(-1/2) q_i . k_j) v_j` over the keys that are no padding, 0 where there is none.
 ///
 /// * `q` `[batch, time, heads, D]`
 /// * `k` `[batch, keys, groups, D]`, `v` `[batch, keys, groups, Dv]`: `heads` is a multiple of
@@ -22,7 +68,7 @@ use crate::common::widen;
 ///
 /// # Panics
 ///
-/// When the shapes do not fit, and in debug builds for a query that sees padding alone.
+/// When the shapes do not fit.
 pub fn masked_attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -30,6 +76,25 @@ pub fn masked_attention(
     padding: Option<&Tensor<2, Bool>>,
     causal: bool,
 ) -> Tensor<4> {
+    let (time, keys) = (q.dims()[1], k.dims()[1]);
+    assert!(
+        !causal || time <= keys,
+        "masked_attention: {time} causal queries, but `k` {:?} has {keys} steps",
+        k.dims()
+    );
+    let seen = Seen { padding: padding.cloned(), ahead: causal.then(|| keys - time) };
+    attend(q, k, v, &seen, &DropoutConfig::new(0.0).init()).0
+}
+
+/// As [`masked_attention`], with what is seen in full, and weights dropped in training; also the
+/// queries that see no key, `[batch, time]` or broadcastable to it, `None` without padding.
+pub(super) fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    seen: &Seen,
+    dropout: &Dropout,
+) -> (Tensor<4>, Option<Tensor<2, Bool>>) {
     let ([batch, time, heads, dim], [_, keys, groups, _]) = (q.dims(), k.dims());
     assert!(
         k.dims()[0] == batch && k.dims()[3] == dim && keys > 0 && heads % groups == 0,
@@ -44,64 +109,27 @@ pub fn masked_attention(
         v.dims(),
         k.dims()
     );
-    assert!(
-        !causal || time <= keys,
-        "masked_attention: {time} causal queries, but `k` {:?} has {keys} steps",
-        k.dims()
-    );
     let value_dim = v.dims()[3];
     if time == 0 || batch == 0 {
-        return Tensor::zeros([batch, time, heads, value_dim], (&q.device(), v.dtype()));
+        return (Tensor::zeros([batch, time, heads, value_dim], (&q.device(), v.dtype())), None);
     }
-    let hidden = hidden([batch, time, keys], padding, causal, &q);
+    let hidden = seen.hidden([batch, time, keys], &q.device());
     let q = by_group(q.mul_scalar((dim as f64).powf(-0.5)), groups);
     let scores = widen(q.matmul(k.permute([0, 2, 3, 1])));
-    let scores = match hidden {
+    let scores = match hidden.clone() {
         Some(hidden) => (scores.reshape([batch, heads, time, keys]))
             .mask_fill(hidden.expand([batch, heads, time, keys]), HIDDEN)
             .reshape([batch, groups, heads / groups * time, keys]),
         None => scores,
     };
-    softmax(scores, 3)
-        .cast(v.dtype())
-        .matmul(v.swap_dims(1, 2))
-        .reshape([batch, heads, time, value_dim])
-        .swap_dims(1, 2)
-}
-
-/// Which keys a query does not see, `[batch or 1, 1, time or 1, keys]`; `None` when it sees all.
-fn hidden(
-    [batch, time, keys]: [usize; 3],
-    padding: Option<&Tensor<2, Bool>>,
-    causal: bool,
-    q: &Tensor<4>,
-) -> Option<Tensor<4, Bool>> {
-    let first = if causal { keys - time + 1 } else { keys };
-    let padding = padding.map(|padding| {
-        assert!(
-            padding.dims() == [batch, keys],
-            "masked_attention: `padding` has shape {:?}, need [{batch}, {keys}]",
-            padding.dims()
-        );
-        if cfg!(debug_assertions) {
-            let padded: Vec<bool> = padding.to_data().iter::<bool>().collect();
-            let blind = padded.chunks(keys).position(|row| row[..first].iter().all(|padded| *padded));
-            assert!(
-                blind.is_none(),
-                "masked_attention: `padding` leaves row {blind:?} a query without a key"
-            );
-        }
-        padding.clone().reshape([batch, 1, 1, keys])
-    });
-    let later = (causal && time > 1).then(|| {
-        let device = q.device().inner();
-        Tensor::tril_mask([1, 1, time, keys], (keys - time) as i64, &device)
-    });
-    match (padding, later) {
-        (Some(padding), Some(later)) => {
-            let whole = [batch, 1, time, keys];
-            Some(padding.expand(whole).bool_or(later.expand(whole)))
-        }
-        (mask, None) | (None, mask) => mask,
-    }
+    let weights = dropout.forward(softmax(scores, 3)).cast(v.dtype());
+    let o = (weights.matmul(v.swap_dims(1, 2))).reshape([batch, heads, time, value_dim]).swap_dims(1, 2);
+    // The first key is never ahead of a query: without padding each sees at least that.
+    let Some(hidden) = hidden.filter(|_| seen.padding.is_some()) else { return (o, None) };
+    // With all keys hidden their weights are equal instead of 0.
+    let blind = hidden.all_dim(3);
+    let rows = blind.dims()[2];
+    let o =
+        o.mask_fill(blind.clone().reshape([batch, rows, 1, 1]).expand([batch, time, heads, value_dim]), 0.0);
+    (o, Some(blind.reshape([batch, rows])))
 }

@@ -135,3 +135,16 @@ impl RotaryEmbedding {
         RotaryTable { first, cos: tensor(cos), sin: tensor(sin) }
     }
 }
+
+/// Channels `(2j, 2j + 1)` of `x` `[batch, time, heads, dim]` to `(j, j + dim / 2)`, where [`RotaryEmbedding`] rotates
+/// them as a pair: queries and keys of models that rotate neighbouring channels (LLaMA as first released) go through
+/// it before the rotation. Scores do not see the order of channels, as long as queries and keys have the same.
+///
+/// # Panics
+///
+/// For an odd `dim`.
+pub fn pairs_to_halves(x: Tensor<4>) -> Tensor<4> {
+    let [batch, time, heads, dim] = x.dims();
+    assert!(dim % 2 == 0, "pairs_to_halves: `x` {:?} has an odd number of channels", x.dims());
+    x.reshape([batch, time, heads, dim / 2, 2]).swap_dims(3, 4).reshape([batch, time, heads, dim])
+}

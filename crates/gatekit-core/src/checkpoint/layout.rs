@@ -42,6 +42,8 @@ pub struct TensorLayout {
     shapes: Vec<(Pattern, Vec<usize>)>,
     /// Prefixes of published tensors that the module does not need.
     ignored: Vec<Pattern>,
+    /// Last segments of published tensors that the module does not need.
+    ignored_last: Vec<String>,
     /// Published names and what an error about their shape says besides.
     notes: Vec<(Pattern, String)>,
 }
@@ -83,6 +85,13 @@ impl TensorLayout {
     /// Published tensors that begin so are passed over: a tied head, frequencies of a rotation.
     pub fn with_ignored(mut self, published: &str) -> Self {
         self.ignored.push(Pattern::new(published));
+        self
+    }
+
+    /// Published tensors whose names end with this segment are passed over: the counters of batch
+    /// normalisations.
+    pub fn with_ignored_last(mut self, segment: &str) -> Self {
+        self.ignored_last.push(segment.to_string());
         self
     }
 
@@ -144,7 +153,9 @@ impl TensorLayout {
     }
 
     pub(super) fn ignores(&self, published: &str) -> bool {
+        let last = published.rsplit('.').next().unwrap_or_default();
         self.ignored.iter().any(|prefix| prefix.after(published).is_some())
+            || self.ignored_last.iter().any(|segment| segment == last)
     }
 
     /// The published tensors of a module's, made as they are asked for: a damaged configuration may

@@ -16,6 +16,7 @@ mod folder;
 mod layout;
 mod sizes;
 mod tensors;
+mod weights;
 
 pub use config::{PretrainedConfig, check_architecture, config_from_json, require};
 pub use error::{CheckpointError, TensorError, TensorProblem};
@@ -23,3 +24,4 @@ pub use file::SafetensorsFile;
 pub use folder::{load_pretrained, save_pretrained};
 pub use layout::TensorLayout;
 pub use tensors::{NamedTensors, load_tensors, named_gradients, named_parameters};
+pub use weights::{load_weights, save_weights};

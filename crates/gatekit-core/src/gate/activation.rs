@@ -6,13 +6,14 @@ use burn::tensor::{DType, Tensor, activation};
 use gatekit_kernels::gate::Activation;
 use serde::{Deserialize, Serialize};
 
+use crate::activation::gelu;
 use crate::decay::log_sigmoid_stable;
 use crate::error::ConfigError;
 
 /// How logits become gate values.
 ///
 /// In configuration files it is its name: `"sigmoid"`, `"hardsigmoid"`, `"ns-sigmoid"`, `"tanh"`,
-/// `"swish"` (or `"silu"`), `"relu"`, `"identity"`; with a temperature `"sigmoid/0.5"`, `"tanh/2"`;
+/// `"swish"` (or `"silu"`), `"gelu"`, `"relu"`, `"identity"`; with a temperature `"sigmoid/0.5"`, `"tanh/2"`;
 /// with a scale `"2*sigmoid"`; with a width `"linear-clipping/5"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -28,6 +29,8 @@ pub enum GateActivation {
     Tanh,
     /// `z sigmoid(z)`, also called SiLU; bounded below by -0.279.
     Swish,
+    /// `z (1 + erf(z / sqrt 2)) / 2`, exact; bounded below by -0.170.
+    Gelu,
     /// `max(z, 0)`.
     Relu,
     /// `z`: a bilinear gate.
@@ -46,12 +49,13 @@ pub enum GateActivation {
 
 impl GateActivation {
     /// Every activation without a temperature or scale.
-    pub const PLAIN: [GateActivation; 7] = [
+    pub const PLAIN: [GateActivation; 8] = [
         GateActivation::Sigmoid,
         GateActivation::HardSigmoid,
         GateActivation::NonSparseSigmoid,
         GateActivation::Tanh,
         GateActivation::Swish,
+        GateActivation::Gelu,
         GateActivation::Relu,
         GateActivation::Identity,
     ];
@@ -102,6 +106,7 @@ impl GateActivation {
             Self::NonSparseSigmoid => "ns-sigmoid",
             Self::Tanh | Self::TemperedTanh(_) => "tanh",
             Self::Swish => "swish",
+            Self::Gelu => "gelu",
             Self::Relu => "relu",
             Self::Identity => "identity",
             Self::LinearClipping(_) => "linear-clipping",
@@ -137,6 +142,7 @@ impl GateActivation {
             Self::NonSparseSigmoid => sigmoid(logits).mul_scalar(0.5).add_scalar(0.5),
             Self::Tanh => logits.tanh(),
             Self::Swish => logits.clone() * sigmoid(logits),
+            Self::Gelu => gelu(logits),
             Self::Relu => activation::relu(logits),
             Self::Identity => logits,
             Self::TemperedSigmoid(temperature) => sigmoid(logits.div_scalar(temperature)),

@@ -118,9 +118,12 @@ impl Highway {
 /// Configuration of [`TanhGate`].
 #[derive(Config, Debug)]
 pub struct TanhGateConfig {
-    /// One gate a channel of the last axis; `None` (the default): one for all.
+    /// One gate a channel (or head: see [`TanhGate::forward_along`]); `None` (the default): one for all.
     #[config(default = "None")]
     pub channels: Option<usize>,
+    /// Where the logits start, a finite number. Default 0: silent.
+    #[config(default = 0.0)]
+    pub start: f64,
 }
 
 impl ModuleConfig for TanhGateConfig {
@@ -129,11 +132,14 @@ impl ModuleConfig for TanhGateConfig {
     fn try_init(&self, device: &Device) -> Result<TanhGate, ConfigError> {
         let channels = self.channels.unwrap_or(1);
         check_size("channels", channels)?;
-        Ok(TanhGate { gate: Initializer::Zeros.init([channels], device) })
+        if !self.start.is_finite() {
+            return Err(ConfigError::new("start", self.start, "a finite number"));
+        }
+        Ok(TanhGate { gate: Initializer::Constant { value: self.start }.init([channels], device) })
     }
 }
 
-/// `y = tanh(gate) * x` with a learned `gate` that starts at 0.
+/// `y = tanh(gate) * x` with a learned `gate` that starts at 0 (or where its configuration says).
 ///
 /// What it gates is silent at first, so a new branch leaves a trained model as it was; its gradient
 /// is not zero. Flamingo (arXiv 2204.14198), section 2.2; LLaMA-Adapter (arXiv 2303.16199).
@@ -151,7 +157,20 @@ impl TanhGate {
     ///
     /// When there is one gate a channel and the last axis of `x` has another number of channels.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let gate = self.gate.val().tanh().unsqueeze::<D>();
+        self.forward_along(x, D - 1)
+    }
+
+    /// `tanh(gate) * x` with one gate for each place of `axis`: of `x` `[batch, time, heads, dim]`, axis 2 has a gate
+    /// a head.
+    ///
+    /// # Panics
+    ///
+    /// When `x` has no such axis, or there is more than one gate and the axis has another size.
+    pub fn forward_along<const D: usize>(&self, x: Tensor<D>, axis: usize) -> Tensor<D> {
+        assert!(axis < D, "TanhGate: `x` {:?} has no axis {axis}", x.dims());
+        let mut shape = [1; D];
+        shape[axis] = self.gate.val().dims()[0];
+        let gate = self.gate.val().tanh().reshape(shape);
         assert_broadcasts("TanhGate", ("gate", gate.dims()), ("x", x.dims()));
         x * gate
     }

@@ -10,6 +10,21 @@ fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 
+/// The error function: its series, and far out its limit.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    // erf(x) = 2 / sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (2n+1)!!, all terms of one sign.
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..200 {
+        term *= 2.0 * x * x / (2 * n + 1) as f64;
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
 fn by_hand(activation: GateActivation, z: f64) -> f64 {
     match activation {
         GateActivation::Sigmoid => logistic(z),
@@ -17,6 +32,7 @@ fn by_hand(activation: GateActivation, z: f64) -> f64 {
         GateActivation::NonSparseSigmoid => 0.5 + 0.5 * logistic(z),
         GateActivation::Tanh => z.tanh(),
         GateActivation::Swish => z * logistic(z),
+        GateActivation::Gelu => 0.5 * z * (1.0 + erf(z / 2f64.sqrt())),
         GateActivation::Relu => z.max(0.0),
         GateActivation::Identity => z,
         GateActivation::TemperedSigmoid(t) => logistic(z / t),
@@ -225,6 +241,27 @@ fn zero_initialised_gate_is_silent_but_learns() {
 }
 
 #[test]
+fn tanh_gates_may_stand_along_any_axis() {
+    for device in devices() {
+        let x = ramp(12, 2.0);
+        let mut heads = TanhGateConfig::new().with_channels(Some(3)).with_start(0.25).init(&device);
+        assert_eq!(values(heads.gate.val()), [0.25; 3]);
+        heads.gate = Param::from_data(TensorData::from([0.5f32, 0.0, -2.0]), &device);
+        let gated = heads.forward_along(float32(&x, [2, 1, 3, 2], &device), 2);
+        let expected: Vec<f64> = (0..12).map(|i| x[i] * [0.5f64, 0.0, -2.0][i / 2 % 3].tanh()).collect();
+        assert_close(&values(gated), &expected, 1e-6);
+    }
+}
+
+#[test]
+#[should_panic(expected = "`gate` [1, 1, 3, 1] does not broadcast onto `x` [2, 1, 4, 2]")]
+fn another_number_of_heads_panics() {
+    let device = devices().remove(0);
+    let heads = TanhGateConfig::new().with_channels(Some(3)).init(&device);
+    let _ = heads.forward_along(Tensor::<4>::ones([2, 1, 4, 2], &device), 2);
+}
+
+#[test]
 fn modules_gate_by_a_projection() {
     for device in devices() {
         let gate = OutputGateConfig::new(2, 3).with_bias(true).init(&device);
@@ -254,6 +291,7 @@ fn refuses_bad_configurations() {
     assert_eq!(field(infinite.try_init(&device).map(drop)), "bias_init");
     let none = TanhGateConfig::new().with_channels(Some(0));
     assert_eq!(field(none.try_init(&device).map(drop)), "channels");
+    assert_eq!(field(TanhGateConfig::new().with_start(f64::NAN).try_init(&device).map(drop)), "start");
     let frozen = OutputGateConfig::new(1, 1).with_activation(GateActivation::TemperedSigmoid(f64::NAN));
     assert_eq!(field(frozen.try_init(&device).map(drop)), "activation");
 }

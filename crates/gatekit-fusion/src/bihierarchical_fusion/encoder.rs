@@ -51,7 +51,7 @@ pub struct Level<S, T> {
 pub struct BiHierarchicalEncoder<S, T> {
     /// The levels.
     pub levels: Vec<Level<S, T>>,
-    /// From the pooled features.
+    /// From the pooled features, or from those of every residue.
     pub head: Linear,
 }
 
@@ -95,5 +95,13 @@ impl<S: SequenceLayer, T: StructureLayer> BiHierarchicalEncoder<S, T> {
         let pooled = pooled(residues.clone(), &graph.mask);
         let logits = self.head.forward(pooled.clone());
         BiHierarchicalOutput { residues, pooled, logits, gates }
+    }
+
+    /// The head's result for every residue instead of the protein: `[B, N, C]` (the [`residues`] of an output) to
+    /// `[B, N, output_dim]`. For labels of residues, as binding sites and epitopes are.
+    ///
+    /// [`residues`]: BiHierarchicalOutput::residues
+    pub fn residue_logits(&self, residues: Tensor<3>) -> Tensor<3> {
+        self.head.forward(residues)
     }
 }

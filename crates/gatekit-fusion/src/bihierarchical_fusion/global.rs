@@ -93,13 +93,15 @@ pub struct GlobalFusion {
 }
 
 impl GlobalFusion {
-    /// `sequence` `[B, N, sequence_dim]`, `structure` `[B, N, structure_dim]`, `mask` `[B, N]`.
+    /// `sequence` `[B, N, sequence_dim]`, `structure` `[B, N, structure_dim]`, `mask` `[B, N]`. What the branches hold where there is
+    /// no residue is not looked at.
     ///
     /// # Panics
     ///
     /// When the shapes do not fit.
     pub fn forward(&self, sequence: Tensor<3>, structure: Tensor<3>, mask: &Tensor<2, Bool>) -> Fused {
         assert_branches("GlobalFusion", &sequence, &structure, mask);
+        let (sequence, structure) = (at_residues(sequence, mask), at_residues(structure, mask));
         let branch = |index| self.branch_embedding.val().narrow(0, index, 1).unsqueeze::<3>();
         let a = self.sequence_proj.forward(sequence.clone()) + branch(0);
         let b = self.structure_proj.forward(structure.clone()) + branch(1);
@@ -108,7 +110,7 @@ impl GlobalFusion {
             GlobalLayout::Channels => (2, 1),
         };
         let z = Tensor::cat(vec![a, b], axis);
-        let hidden = hidden_keys(mask).repeat_dim(1, copies);
+        let hidden = mask.clone().bool_not().repeat_dim(1, copies);
         let normed = self.norm.forward(z.clone());
         let z = z + self.attention.forward(normed.clone(), normed, Some(&hidden), false);
         let halves = z.chunk(2, axis);
@@ -121,10 +123,4 @@ impl GlobalFusion {
             gates: None,
         }
     }
-}
-
-/// Where there is no residue; nowhere in a protein without any, whose results are 0 whatever it attends to.
-pub(super) fn hidden_keys(mask: &Tensor<2, Bool>) -> Tensor<2, Bool> {
-    let some = mask.clone().int().sum_dim(1).greater_elem(0).expand(mask.dims());
-    mask.clone().bool_not().bool_and(some)
 }

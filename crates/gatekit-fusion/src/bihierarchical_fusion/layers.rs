@@ -10,18 +10,17 @@ use gatekit_core::segment::segment_mean;
 use gatekit_core::{ConfigError, ModuleConfig};
 
 use super::at_residues;
-use super::global::hidden_keys;
 use super::graph::ResidueGraph;
 
 /// A layer of the sequence branch: a block of a protein language model.
 pub trait SequenceLayer: Module {
-    /// `[B, N, sequence_dim]` to the same shape, 0 where `mask` `[B, N]` is false.
+    /// `[B, N, sequence_dim]` to the same shape, 0 where `mask` `[B, N]` is false; what `s` holds there is not looked at.
     fn forward(&self, s: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3>;
 }
 
 /// A layer of the structure branch: message passing over a graph of residues.
 pub trait StructureLayer: Module {
-    /// `[B, N, structure_dim]` to the same shape, 0 where there is no residue.
+    /// `[B, N, structure_dim]` to the same shape, 0 where there is no residue; what `x` holds there is not looked at.
     fn forward(&self, x: Tensor<3>, graph: &ResidueGraph) -> Tensor<3>;
 }
 
@@ -59,8 +58,10 @@ impl TransformerLayer {
 
 impl SequenceLayer for TransformerLayer {
     fn forward(&self, s: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
+        let s = at_residues(s, mask);
         let normed = self.norm1.forward(s.clone());
-        let s = s + self.attention.forward(normed.clone(), normed, Some(&hidden_keys(mask)), false);
+        let absent = mask.clone().bool_not();
+        let s = s + self.attention.forward(normed.clone(), normed, Some(&absent), false);
         let inner = gelu(self.fc1.forward(self.norm2.forward(s.clone())));
         at_residues(s + self.fc2.forward(inner), mask)
     }
@@ -123,6 +124,7 @@ impl MessagePassingLayer {
 impl StructureLayer for MessagePassingLayer {
     fn forward(&self, x: Tensor<3>, graph: &ResidueGraph) -> Tensor<3> {
         let [batch, residues, dim] = x.dims();
+        let x = at_residues(x, &graph.mask);
         let h = self.norm.forward(x.clone()).reshape([batch * residues, dim]);
         let incoming = match graph.distances.dims() {
             [0] => h.zeros_like(),

@@ -91,13 +91,15 @@ pub struct Fused {
 }
 
 impl LocalFusion {
-    /// `sequence` `[B, N, sequence_dim]`, `structure` `[B, N, structure_dim]`, `mask` `[B, N]`.
+    /// `sequence` `[B, N, sequence_dim]`, `structure` `[B, N, structure_dim]`, `mask` `[B, N]`. What the branches hold where there is
+    /// no residue is not looked at.
     ///
     /// # Panics
     ///
     /// When the shapes do not fit.
     pub fn forward(&self, sequence: Tensor<3>, structure: Tensor<3>, mask: &Tensor<2, Bool>) -> Fused {
         assert_branches("LocalFusion", &sequence, &structure, mask);
+        let (sequence, structure) = (at_residues(sequence, mask), at_residues(structure, mask));
         let u =
             [self.sequence_proj.forward(sequence.clone()), self.structure_proj.forward(structure.clone())];
         let (z, gates) = self.gate.forward(&u, None);

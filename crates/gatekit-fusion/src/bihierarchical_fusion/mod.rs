@@ -7,6 +7,7 @@
 //! | [`local`], [`global`] | fusion by votes a residue, and by attention over both branches |
 //! | [`layers`] | the traits of the branches, and small layers of our own |
 //! | [`encoder`] | levels of both branches and a fusion |
+//! | [`loss`] | of proteins' classes and quantities, and of residues' labels |
 //! | [`baselines`] | one branch after the other, and joining at the end |
 //!
 //! Features are `[B, N, channels]`, a mask `[B, N]` is true where there is a residue; every result is 0 where there is
@@ -19,10 +20,11 @@ pub mod global;
 pub mod graph;
 pub mod layers;
 pub mod local;
+pub mod loss;
 
 pub use baselines::{LateFusion, SerialFusion};
 pub use config::{BiHierarchicalConfig, FusionKind, GlobalLayout};
-pub use encoder::{BiHierarchicalEncoder, BiHierarchicalOutput, Fusion};
+pub use encoder::{BiHierarchicalEncoder, BiHierarchicalOutput, Fusion, Level};
 pub use global::{GlobalFusion, GlobalFusionConfig};
 pub use graph::ResidueGraph;
 pub use layers::{MessagePassingLayer, SequenceLayer, StructureLayer, TransformerLayer};

@@ -76,6 +76,6 @@ pub(super) fn network() -> TensorLayout {
             layout.with_prefix(&format!("{prefix}{part}."), &format!("{prefix}{at}."))
         })
     });
-    // Fixed bins of the released head.
-    layout.with_ignored("model.38.dfl.")
+    // Fixed bins of the released head, and how many batches its normalisations saw.
+    layout.with_ignored("model.38.dfl.").with_ignored_last("num_batches_tracked")
 }

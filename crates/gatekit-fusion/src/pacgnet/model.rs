@@ -1,10 +1,12 @@
 //! The detector.
 
+use std::path::Path;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use gatekit_core::ConfigError;
 use gatekit_core::batch_norm::BatchStatistics;
-use gatekit_core::checkpoint::TensorLayout;
+use gatekit_core::checkpoint::{CheckpointError, TensorLayout, load_weights, save_weights};
 use rand::{Rng, RngExt};
 
 use super::backbone::{DualStreamBackbone, FusedPyramid};
@@ -83,9 +85,28 @@ impl PacgNet {
         (random.random::<f64>() < self.modality_dropout).then_some(dropped)
     }
 
-    /// What published files call the tensors.
+    /// What published files call the tensors: `model.N.`, N the place in the released graph.
     pub fn tensor_layout() -> TensorLayout {
         layout::network()
+    }
+
+    /// This network with the weights and running statistics of a safetensors file under the published names; the
+    /// counters `num_batches_tracked` and the fixed `model.38.dfl.conv.weight` are passed over.
+    ///
+    /// # Errors
+    ///
+    /// As [`load_weights`].
+    pub fn load_published(self, path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        load_weights(self, path, &Self::tensor_layout())
+    }
+
+    /// Writes weights and running statistics to a safetensors file under the published names.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] when the file cannot be written.
+    pub fn save_published(&self, path: impl AsRef<Path>) -> Result<(), CheckpointError> {
+        save_weights(self, path, &Self::tensor_layout())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Attention to keys of which some are padding, and its layer.
 
+use burn::module::Param;
+use burn::nn::Linear;
 use burn::tensor::{Bool, Device, Tensor};
 
 use crate::ModuleConfig;
@@ -125,11 +127,72 @@ fn a_mask_of_other_keys_is_refused() {
 }
 
 #[test]
-#[cfg(debug_assertions)]
-#[should_panic(expected = "leaves row Some(1) a query without a key")]
-fn a_row_of_padding_is_refused() {
+fn a_query_without_a_key_reads_nothing() {
+    for device in devices() {
+        let [q, k, v] = qkv(&device);
+        let padding = Tensor::<2, Bool>::from_data([[false; 5], [true; 5]], &device);
+        let seen = values(masked_attention(q.clone(), k.clone(), v.clone(), None, false));
+        let got = values(masked_attention(q.clone(), k.clone(), v.clone(), Some(&padding), false));
+        assert_eq!((&got[..48], &got[48..]), (&seen[..48], &[0.0; 48][..]));
+        // Causal, with the first two keys hidden: the first query sees none.
+        let padding = Tensor::<2, Bool>::from_data([[true, true, false, false, false]; 2], &device);
+        let got = values(masked_attention(q.clone(), k, v, Some(&padding), true));
+        assert!(got[..12].iter().all(|value| *value == 0.0) && got[12..48].iter().all(|value| *value != 0.0));
+        check_gradients(&values(q), [2, 4, 4, 3], &device, |q| {
+            let [_, k, v] = qkv(&q.device());
+            masked_attention(q, k, v, Some(&padding), true)
+        });
+    }
+}
+
+/// The same layer with its three maps apart.
+fn unpacked(layer: &PackedAttention, device: &Device) -> MultiHeadAttention {
+    let mut apart = MultiHeadAttentionConfig::new(8, 2).init(device);
+    let part = |at: usize| {
+        let weight = layer.in_proj_weight.val().narrow(0, at * 8, 8).transpose();
+        let bias = layer.in_proj_bias.val().narrow(0, at * 8, 8);
+        Linear { weight: Param::from_tensor(weight), bias: Some(Param::from_tensor(bias)) }
+    };
+    (apart.q_proj, apart.k_proj, apart.v_proj) = (part(0), part(1), part(2));
+    apart.out_proj = layer.out_proj.clone();
+    apart
+}
+
+#[test]
+fn packed_maps_are_the_three_apart_and_an_absent_memory_adds_nothing() {
+    for device in devices() {
+        let mut layer = PackedAttentionConfig::new(8, 2).init(&device);
+        layer.in_proj_bias = Param::from_tensor(float32(&ramp(24, 0.5), [24], &device));
+        layer.out_proj.bias = Some(Param::from_tensor(float32(&ramp(8, 0.5), [8], &device)));
+        let x = float32(&ramp(2 * 3 * 8, 1.0), [2, 3, 8], &device);
+        let memory = float32(&ramp(2 * 5 * 8, 1.5), [2, 5, 8], &device);
+        let apart = unpacked(&layer, &device);
+        let got = layer.forward(x.clone(), memory.clone(), &Seen::all());
+        assert_close(&values(got), &values(apart.forward(x.clone(), memory.clone(), None, false)), 1e-6);
+        let causal = Seen { ahead: Some(2), ..Seen::all() };
+        let got = layer.forward(x.clone(), memory.clone(), &causal);
+        assert_close(&values(got), &values(apart.forward(x.clone(), memory.clone(), None, true)), 1e-6);
+        // More queries than keys: the last ones see all.
+        let short = memory.clone().narrow(1, 0, 2);
+        let got = values(layer.forward(x.clone(), short.clone(), &Seen { ahead: Some(0), ..Seen::all() }));
+        let all = values(layer.forward(x.clone(), short.clone(), &Seen::all()));
+        let first = values(layer.forward(x.clone(), short.narrow(1, 0, 1), &Seen::all()));
+        assert_close(&got[8..24], &all[8..24], 1e-6);
+        assert_close(&got[..8], &first[..8], 1e-6);
+        let absent = Tensor::<2, Bool>::from_data([[true; 5], [false; 5]], &device);
+        let got = values(layer.forward(x.clone(), memory, &Seen::padded(absent)));
+        assert!(got[..24].iter().all(|value| *value == 0.0) && got[24..].iter().all(|value| *value != 0.0));
+    }
+}
+
+#[test]
+fn bad_packed_sizes_are_named() {
     let device = devices().remove(0);
-    let [q, k, v] = qkv(&device);
-    let padding = Tensor::<2, Bool>::from_data([[false; 5], [true; 5]], &device);
-    masked_attention(q, k, v, Some(&padding), false);
+    for (field, config) in [
+        ("embed_dim", PackedAttentionConfig::new(0, 2)),
+        ("num_heads", PackedAttentionConfig::new(4, 3)),
+        ("dropout", PackedAttentionConfig::new(4, 2).with_dropout(1.0)),
+    ] {
+        assert_eq!(config.try_init(&device).unwrap_err().field, field);
+    }
 }

@@ -1,4 +1,5 @@
 mod affine;
+mod channel_masked;
 mod gate;
 mod layer;
 mod masked;

@@ -73,6 +73,20 @@ fn published(config: &ModelConfig) -> (Model, NamedTensors) {
 }
 
 #[test]
+fn counters_are_passed_over_by_their_last_segment() {
+    let config = ModelConfig::new(2);
+    let (model, mut tensors) = published(&config);
+    let layout = config.layout().with_ignored_last("num_batches_tracked");
+    tensors.insert("model.layers.0.bn.num_batches_tracked".into(), TensorData::from([7i64]));
+    tensors.insert("num_batches_tracked".into(), TensorData::from([7i64]));
+    let names = layout.to_module(&model, tensors.clone()).expect("all parts are there");
+    assert_eq!(names.keys().collect::<Vec<_>>(), named_parameters(&model).keys().collect::<Vec<_>>());
+    tensors.insert("model.num_batches_tracked.weight".into(), TensorData::from([7i64]));
+    let names = layout.to_module(&model, tensors).expect("all parts are there");
+    assert!(names.contains_key("model.num_batches_tracked.weight"));
+}
+
+#[test]
 fn every_part_has_its_published_name_and_shape() {
     let (model, tensors) = published(&ModelConfig::new(2));
     let shapes: Vec<(&str, &[usize])> =
