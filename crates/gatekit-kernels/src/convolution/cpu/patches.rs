@@ -97,7 +97,9 @@ impl Patches<'_> {
                     let to = to.add(run.column);
                     zeros::<S>(to, run.low);
                     if run.high > run.low {
-                        let from = (start as isize + run.from) as usize + run.low * self.stride;
+                        // A run may begin before its plane, what is inside of it does not.
+                        let inside = run.from + (run.low * self.stride) as isize;
+                        let from = (start as isize + inside) as usize;
                         self.copy::<S>(from, run.high - run.low, to.add(run.low));
                     }
                     if run.len > run.high {
