@@ -35,6 +35,6 @@ pub mod simple_rms_norm;
 #[cfg(test)]
 mod test_util;
 
-pub use common::widen;
+pub use common::{host_values, widen};
 pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};
