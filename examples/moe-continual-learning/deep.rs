@@ -203,7 +203,8 @@ fn measure(run: &Run, seed: u64, results: &mut Results) {
     let counts = run.ledger.counts();
     let own: f64 = (0..counts.rows()).map(|row| counts.row(row).iter().copied().fold(0.0, f64::max)).sum();
     results.record(&run.name, "purity", seed, own / counts.values().iter().sum::<f64>());
-    if let Some(round) = run.stopped_at {
+    // A single expert has no gate that stops.
+    if let Some(round) = run.stopped_at.filter(|_| counts.rows() > 1) {
         results.record(&run.name, "stopped at", seed, round as f64);
     }
 }

@@ -10,6 +10,14 @@ pub fn widen<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 }
 
+/// The values of a float tensor, read back from the device.
+///
+/// Some backends read a tensor that is held elsewhere too number by number, and a fresh one as it is: a product by 1 is
+/// far less than that.
+pub fn host_values<const D: usize>(x: Tensor<D>) -> TensorData {
+    x.detach().mul_scalar(1.0).into_data()
+}
+
 /// An index tensor `[count]` for `select`.
 pub(crate) fn indices(indices: Vec<usize>, device: &Device) -> Tensor<1, Int> {
     let count = indices.len();

@@ -43,6 +43,6 @@ pub mod simple_rms_norm;
 mod test_util;
 pub mod time_embedding;
 
-pub use common::widen;
+pub use common::{host_values, widen};
 pub use config::{ModuleConfig, check_sizes};
 pub use error::{ConfigError, InputError};

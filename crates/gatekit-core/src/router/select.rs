@@ -1,13 +1,15 @@
 //! The K largest values of a row, stably, and within the best groups.
 
 use std::cmp::Ordering;
+use std::thread::{available_parallelism, scope};
 
 use burn::tensor::{DType, Tensor};
 
 use super::{Assignment, GroupScore, RouterConfig};
+use crate::common::host_values;
 
 /// What is selected from.
-pub(super) trait Value: Copy + PartialOrd + Into<f64> {}
+pub(super) trait Value: Copy + PartialOrd + Into<f64> + Send + Sync {}
 
 impl Value for f32 {}
 impl Value for f64 {}
@@ -65,6 +67,9 @@ fn largest<T: Value>(values: &[T], candidates: &mut Vec<usize>, count: usize) {
     candidates.sort_unstable_by(order);
 }
 
+/// Values that keep a thread busy for much longer than it takes to start.
+const WORTH_A_THREAD: usize = 1 << 16;
+
 /// The `count` largest values of every row of `width`, in falling order; with `groups` within the
 /// best groups of a row alone.
 pub(super) fn top<T: Value>(
@@ -74,16 +79,35 @@ pub(super) fn top<T: Value>(
     groups: Option<&RouterConfig>,
 ) -> Vec<usize> {
     let groups = groups.filter(|config| config.topk_group < config.n_group);
-    let mut chosen = Vec::with_capacity(values.len() / width * count);
-    let mut candidates = Vec::with_capacity(width);
-    for row in values.chunks_exact(width) {
-        candidates.clear();
-        match groups {
-            Some(config) => allowed(row, config, &mut candidates),
-            None => candidates.extend(0..width),
+    let of_rows = |values: &[T], chosen: &mut [usize]| {
+        let mut candidates = Vec::with_capacity(width);
+        for (row, chosen) in values.chunks_exact(width).zip(chosen.chunks_exact_mut(count)) {
+            candidates.clear();
+            match groups {
+                Some(config) => allowed(row, config, &mut candidates),
+                None => candidates.extend(0..width),
+            }
+            largest(row, &mut candidates, count);
+            chosen.copy_from_slice(&candidates);
         }
-        largest(row, &mut candidates, count);
-        chosen.extend_from_slice(&candidates);
+    };
+    let rows = values.len() / width;
+    let mut chosen = vec![0; rows * count];
+    let threads = (values.len() / WORTH_A_THREAD).min(available_parallelism().map_or(1, usize::from)).max(1);
+    let rows = rows.div_ceil(threads).max(1);
+    let parts = values.chunks(rows * width).zip(chosen.chunks_mut(rows * count));
+    if threads == 1 {
+        parts.for_each(|(values, chosen)| of_rows(values, chosen));
+    } else {
+        scope(|scope| {
+            // The first part is this thread's own.
+            let mut parts = parts;
+            let own = parts.next();
+            for (values, chosen) in parts {
+                scope.spawn(move || of_rows(values, chosen));
+            }
+            own.into_iter().for_each(|(values, chosen)| of_rows(values, chosen));
+        });
     }
     chosen
 }
@@ -91,7 +115,7 @@ pub(super) fn top<T: Value>(
 /// [`top`] of the rows of a tensor `[rows, width]`, read back from its device.
 pub(super) fn top_of(values: Tensor<2>, count: usize, groups: Option<&RouterConfig>) -> Vec<usize> {
     let [_, width] = values.dims();
-    let data = values.into_data();
+    let data = host_values(values);
     if data.dtype() == DType::F64 {
         top(data.as_slice::<f64>().expect("of this type"), width, count, groups)
     } else {
@@ -162,6 +186,16 @@ mod tests {
         let assignment = Assignment::top(&scores, 2);
         assert_eq!((assignment.experts(), assignment.per_token()), (&[1, 2, 0, 2][..], 2));
         assert_eq!(Assignment::top(&Tensor::zeros([0, 3], &device), 1).tokens(), 0);
+    }
+
+    #[test]
+    fn many_rows_are_shared_among_threads() {
+        let (rows, width) = (5 * WORTH_A_THREAD / 7, 7);
+        let values: Vec<f64> = (0..rows * width).map(|place| ((place * 7919) % 1009) as f64).collect();
+        let together = top(&values, width, 3, None);
+        let one_by_one: Vec<usize> =
+            values.chunks_exact(width).flat_map(|row| top(row, width, 3, None)).collect();
+        assert_eq!(together, one_by_one);
     }
 
     #[test]

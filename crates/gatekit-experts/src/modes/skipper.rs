@@ -3,6 +3,7 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
+use gatekit_core::host_values;
 use gatekit_core::router::Routing;
 use gatekit_core::{ConfigError, InputError, ModuleConfig, check_sizes};
 use serde::{Deserialize, Serialize};
@@ -194,7 +195,7 @@ impl ExpertSkipper {
         }
         let [text, vision] = check_importance(self.importance(), "")?;
         let (importance, thresholds) = ([text, vision, 1.0], self.thresholds.by_code());
-        let weights: Vec<f64> = routing.weights.clone().into_data().iter::<f64>().collect();
+        let weights: Vec<f64> = host_values(routing.weights.clone()).iter::<f64>().collect();
         let (mut scores, mut keep) = (Vec::with_capacity(weights.len()), Vec::with_capacity(weights.len()));
         let mut counts = SkipCounts::default();
         for (token, weights) in weights.chunks_exact(per_token).enumerate() {
