@@ -45,6 +45,9 @@ struct Args {
     /// Networks on drawn digits instead of the linear tasks (with --quick both)
     #[arg(long)]
     digits: bool,
+    /// With --digits: steps of gradient descent a round [default: 600, with --quick 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    steps: Option<u64>,
 }
 
 const EXPERTS: [usize; 4] = [1, 5, 10, 20];
@@ -71,7 +74,7 @@ fn run(args: &Args) -> Result<(), ExampleError> {
     let device = experiment.device()?;
     let out = experiment.out_dir("moe-continual-learning")?;
     if args.digits || experiment.quick {
-        deep::run(experiment, &device, &out)?;
+        deep::run(experiment, args.steps.map(|steps| steps as usize), &device, &out)?;
     }
     if args.digits {
         say(format!("Tables and plots are in {}", out.display()));

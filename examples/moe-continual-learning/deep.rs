@@ -6,12 +6,14 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{Linear, LinearConfig};
+use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Device, Tensor, TensorData};
+use gatekit::core::convolution::convolve;
 use gatekit::core::linalg::Matrix;
 use gatekit::core::probe::LinePlot;
 use gatekit::experts::moe_continual_learning::{ContinualMoeConfig, ErrorLedger, GateTerminator, TaskRouter};
-use gatekit_examples::{ExampleError, Experiment, Results, Training, progress, say, tasks, train};
+use gatekit_examples::{ExampleError, Experiment, Results, progress, say, tasks};
 use indicatif::ProgressBar;
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -58,8 +60,8 @@ impl Expert {
 
     /// Pictures `[count, 1, SIDE, SIDE]` to `[count, 1]`.
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = self.pool.forward(relu(self.first.forward(x)));
-        let x: Tensor<2> = self.pool.forward(relu(self.second.forward(x))).flatten(1, 3);
+        let x = self.pool.forward(relu(convolve(&self.first, x, None)));
+        let x: Tensor<2> = self.pool.forward(relu(convolve(&self.second, x, None))).flatten(1, 3);
         let [first, second, last] = [0, 1, 2].map(|at| &self.linear[at]);
         sigmoid(last.forward(relu(second.forward(relu(first.forward(x))))))
     }
@@ -100,11 +102,16 @@ struct Run {
     stopped_at: Option<usize>,
 }
 
-/// Runs the experiment and writes its tables and plots.
-pub fn run(experiment: &Experiment, device: &Device, out: &Path) -> Result<(), ExampleError> {
+/// Runs the experiment and writes its tables and plots; `steps` of gradient descent a round.
+pub fn run(
+    experiment: &Experiment,
+    steps: Option<usize>,
+    device: &Device,
+    out: &Path,
+) -> Result<(), ExampleError> {
     let sizes = Sizes {
         rounds: experiment.steps(60, 5),
-        steps: experiment.steps(25, 2),
+        steps: steps.unwrap_or(experiment.steps(600, 2)),
         images: experiment.steps(100, 12),
         tests: experiment.steps(200, 12),
     };
@@ -185,12 +192,16 @@ fn learn(
     Ok(Run { name: name(experts, stops), ledger, stopped_at: terminator.stopped_at() })
 }
 
-/// The expert after a round's pictures.
+/// The expert after a round's pictures: steps of plain gradient descent on all of them.
 fn taught(expert: Expert, digit: usize, sizes: &Sizes, random: &mut StdRng, device: &Device) -> Expert {
     let data = against_the_rest(digit, sizes.images, random, &device.clone().autodiff());
-    let training =
-        Training { steps: sizes.steps, learning_rate: 3e-3, warmup: 0, weight_decay: 0.0, clip: 1.0 };
-    train(expert, &training, &ProgressBar::hidden(), |expert, _| expert.loss(&data)).0
+    let mut optimizer = SgdConfig::new().init();
+    let mut expert = expert.train();
+    for _ in 0..sizes.steps {
+        let gradients = GradientsParams::from_grads(expert.loss(&data).backward(), &expert);
+        expert = optimizer.step(0.1, expert, gradients);
+    }
+    expert.valid()
 }
 
 fn measure(run: &Run, seed: u64, results: &mut Results) {

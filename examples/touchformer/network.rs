@@ -86,7 +86,7 @@ pub enum Trained {
     /// Of [`Variant::Concatenation`].
     Means(Means),
     /// Of the others.
-    TouchFormer(TouchFormer),
+    TouchFormer(Box<TouchFormer>),
 }
 
 impl Trained {
@@ -170,7 +170,7 @@ pub fn trained(
         trainer.end_epoch(&validation)?;
     }
     bar.finish_and_clear();
-    Ok(Trained::TouchFormer(trainer.best()))
+    Ok(Trained::TouchFormer(Box::new(trainer.best())))
 }
 
 /// The touches in new order; if sensors fail, a fifth loses one and in a fifth one of those left gives noise.
