@@ -84,7 +84,7 @@ impl Means {
 #[derive(Debug)]
 pub enum Trained {
     /// Of [`Variant::Concatenation`].
-    Means(Means),
+    Means(Box<Means>),
     /// Of the others.
     TouchFormer(Box<TouchFormer>),
 }
@@ -153,7 +153,7 @@ pub fn trained(
             let batch = pending.pop().expect("an epoch has a batch");
             cross_entropies(model.forward(&batch), batch.labels).mean()
         });
-        return Ok(Trained::Means(model));
+        return Ok(Trained::Means(Box::new(model)));
     }
     let config = config(variant, sizes);
     let settings = TouchFormerTrainingConfig::new().with_learning_rate(5e-3).with_decay(0.3);

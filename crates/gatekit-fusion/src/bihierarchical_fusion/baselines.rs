@@ -4,11 +4,12 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use gatekit_core::ConfigError;
+use gatekit_core::cross_modal::zero_masked;
 
+use super::assert_branches;
 use super::config::BiHierarchicalConfig;
 use super::graph::ResidueGraph;
 use super::layers::{MessagePassingLayer, SequenceLayer, StructureLayer, TransformerLayer};
-use super::{assert_branches, at_residues};
 
 /// One branch after the other: the sequence branch's result is added to what the structure branch starts with.
 #[derive(Module, Debug)]
@@ -73,7 +74,7 @@ impl SerialFusion {
         let s = self.sequence.iter().fold(sequence, |s, layer| layer.forward(s, &graph.mask));
         let x = structure + self.between.forward(s);
         let x = self.structure.iter().fold(x, |x, layer| layer.forward(x, graph));
-        at_residues(self.project.forward(x), &graph.mask)
+        zero_masked(self.project.forward(x), &graph.mask)
     }
 }
 
@@ -98,6 +99,6 @@ impl LateFusion {
         assert_branches("LateFusion", &sequence, &structure, &graph.mask);
         let s = self.sequence.iter().fold(sequence, |s, layer| layer.forward(s, &graph.mask));
         let x = self.structure.iter().fold(structure, |x, layer| layer.forward(x, graph));
-        at_residues(self.project.forward(Tensor::cat(vec![s, x], 2)), &graph.mask)
+        zero_masked(self.project.forward(Tensor::cat(vec![s, x], 2)), &graph.mask)
     }
 }

@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Bool, Tensor};
+use gatekit_core::cross_modal::masked_mean;
 
+use super::assert_branches;
 use super::global::GlobalFusion;
 use super::graph::ResidueGraph;
 use super::layers::{SequenceLayer, StructureLayer};
 use super::local::{Fused, LocalFusion};
-use super::{assert_branches, pooled};
 
 /// A fusion of either kind; the variants leave no trace in parameter names.
 #[derive(Module, Debug)]
@@ -92,7 +93,7 @@ impl<S: SequenceLayer, T: StructureLayer> BiHierarchicalEncoder<S, T> {
             fused = Some(result.fused);
         }
         let residues = fused.expect("there is a level");
-        let pooled = pooled(residues.clone(), &graph.mask);
+        let pooled = masked_mean(residues.clone(), &graph.mask);
         let logits = self.head.forward(pooled.clone());
         BiHierarchicalOutput { residues, pooled, logits, gates }
     }

@@ -5,11 +5,12 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
 use gatekit_core::attention::{MultiHeadAttention, MultiHeadAttentionConfig};
+use gatekit_core::cross_modal::zero_masked;
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 use serde::{Deserialize, Serialize};
 
+use super::assert_branches;
 use super::local::{Fused, silent};
-use super::{assert_branches, at_residues};
 
 /// How both branches become one set of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,7 @@ impl GlobalFusion {
     /// When the shapes do not fit.
     pub fn forward(&self, sequence: Tensor<3>, structure: Tensor<3>, mask: &Tensor<2, Bool>) -> Fused {
         assert_branches("GlobalFusion", &sequence, &structure, mask);
-        let (sequence, structure) = (at_residues(sequence, mask), at_residues(structure, mask));
+        let (sequence, structure) = (zero_masked(sequence, mask), zero_masked(structure, mask));
         let branch = |index| self.branch_embedding.val().narrow(0, index, 1).unsqueeze::<3>();
         let a = self.sequence_proj.forward(sequence.clone()) + branch(0);
         let b = self.structure_proj.forward(structure.clone()) + branch(1);
@@ -115,7 +116,7 @@ impl GlobalFusion {
         let z = z + self.attention.forward(normed.clone(), normed, Some(&hidden), false);
         let halves = z.chunk(2, axis);
         let (a, b) = (halves[0].clone(), halves[1].clone());
-        let masked = |x| at_residues(x, mask);
+        let masked = |x| zero_masked(x, mask);
         Fused {
             sequence: masked(sequence + self.to_sequence.forward(a.clone())),
             structure: masked(structure + self.to_structure.forward(b.clone())),

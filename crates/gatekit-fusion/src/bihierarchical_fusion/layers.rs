@@ -6,10 +6,10 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use gatekit_core::activation::gelu;
 use gatekit_core::attention::{MultiHeadAttention, MultiHeadAttentionConfig};
+use gatekit_core::cross_modal::zero_masked;
 use gatekit_core::segment::segment_mean;
 use gatekit_core::{ConfigError, ModuleConfig};
 
-use super::at_residues;
 use super::graph::ResidueGraph;
 
 /// A layer of the sequence branch: a block of a protein language model.
@@ -58,12 +58,12 @@ impl TransformerLayer {
 
 impl SequenceLayer for TransformerLayer {
     fn forward(&self, s: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
-        let s = at_residues(s, mask);
+        let s = zero_masked(s, mask);
         let normed = self.norm1.forward(s.clone());
         let absent = mask.clone().bool_not();
         let s = s + self.attention.forward(normed.clone(), normed, Some(&absent), false);
         let inner = gelu(self.fc1.forward(self.norm2.forward(s.clone())));
-        at_residues(s + self.fc2.forward(inner), mask)
+        zero_masked(s + self.fc2.forward(inner), mask)
     }
 }
 
@@ -124,7 +124,7 @@ impl MessagePassingLayer {
 impl StructureLayer for MessagePassingLayer {
     fn forward(&self, x: Tensor<3>, graph: &ResidueGraph) -> Tensor<3> {
         let [batch, residues, dim] = x.dims();
-        let x = at_residues(x, &graph.mask);
+        let x = zero_masked(x, &graph.mask);
         let h = self.norm.forward(x.clone()).reshape([batch * residues, dim]);
         let incoming = match graph.distances.dims() {
             [0] => h.zeros_like(),
@@ -138,6 +138,6 @@ impl StructureLayer for MessagePassingLayer {
             }
         };
         let update = self.update2.forward(silu(self.update1.forward(Tensor::cat(vec![h, incoming], 1))));
-        at_residues(x + update.reshape([batch, residues, dim]), &graph.mask)
+        zero_masked(x + update.reshape([batch, residues, dim]), &graph.mask)
     }
 }

@@ -5,10 +5,10 @@ use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
 use gatekit_core::checkpoint::TensorLayout;
-use gatekit_core::cross_modal::{VoteGate, VoteGateConfig};
+use gatekit_core::cross_modal::{VoteGate, VoteGateConfig, zero_masked};
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 
-use super::{assert_branches, at_residues};
+use super::assert_branches;
 
 /// Configuration of [`LocalFusion`].
 #[derive(Config, Debug)]
@@ -99,11 +99,11 @@ impl LocalFusion {
     /// When the shapes do not fit.
     pub fn forward(&self, sequence: Tensor<3>, structure: Tensor<3>, mask: &Tensor<2, Bool>) -> Fused {
         assert_branches("LocalFusion", &sequence, &structure, mask);
-        let (sequence, structure) = (at_residues(sequence, mask), at_residues(structure, mask));
+        let (sequence, structure) = (zero_masked(sequence, mask), zero_masked(structure, mask));
         let u =
             [self.sequence_proj.forward(sequence.clone()), self.structure_proj.forward(structure.clone())];
         let (z, gates) = self.gate.forward(&u, None);
-        let masked = |x| at_residues(x, mask);
+        let masked = |x| zero_masked(x, mask);
         Fused {
             sequence: masked(sequence + self.to_sequence.forward(z.clone())),
             structure: masked(structure + self.to_structure.forward(z.clone())),

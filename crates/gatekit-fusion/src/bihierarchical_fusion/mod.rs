@@ -32,18 +32,6 @@ pub use local::{Fused, LocalFusion, LocalFusionConfig};
 
 use burn::tensor::{Bool, Tensor};
 
-/// 0 where there is no residue.
-pub(crate) fn at_residues(x: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<3> {
-    let dims = x.dims();
-    x.mask_fill(mask.clone().bool_not().unsqueeze_dim::<3>(2).expand(dims), 0.0)
-}
-
-/// Mean over the residues, `[B, N, C]` to `[B, C]`; 0 where there is none.
-pub(crate) fn pooled(x: Tensor<3>, mask: &Tensor<2, Bool>) -> Tensor<2> {
-    let count = mask.clone().float().cast(x.dtype()).sum_dim(1).clamp_min(1.0);
-    at_residues(x, mask).sum_dim(1).squeeze_dim::<2>(1) / count
-}
-
 /// Branches and mask that belong together.
 pub(crate) fn assert_branches(of: &str, sequence: &Tensor<3>, structure: &Tensor<3>, mask: &Tensor<2, Bool>) {
     let ([batch, residues, _], other) = (sequence.dims(), structure.dims());
