@@ -1,6 +1,6 @@
 //! Convolutions of images with what follows them: batch normalisation and an activation.
 //!
-//! On the CPU they are computed by [`image_convolution`] and [`batch_norm_with`](crate::batch_norm::batch_norm_with), much
+//! On the CPU they are computed by [`image_convolution`] and [`batch_norm_with`], much
 //! faster than one operation after the other; a GPU runs Burn's own operations.
 
 use burn::nn::conv::Conv2d;
