@@ -123,7 +123,7 @@ mod tests {
                 // The same numbers in every evaluation, in float64.
                 let weight = crate::test_util::float64(&ramp(54, 0.7), [2, 3, 3, 3], &x.device());
                 let conv = Conv2d { weight: Param::from_tensor(weight), bias: None, ..conv };
-                let wide = |tensor: Tensor<1>| tensor.cast(burn::tensor::DType::F64);
+                let wide = |tensor: Tensor<1>| tensor.cast(burn::tensor::DType::F64).detach();
                 let norm = BatchNorm {
                     gamma: Param::from_tensor(wide(norm.gamma.val())),
                     beta: Param::from_tensor(wide(norm.beta.val())),

@@ -44,10 +44,6 @@ impl ThorModel {
     /// # Errors
     ///
     /// [`InputError`] for experts that do not exist, or belong to other tokens or layers.
-    ///
-    /// # Panics
-    ///
-    /// In debug builds for a source of padding alone.
     pub fn start(&self, source: Tensor<2, Int>, experts: &ThorExperts) -> Result<ThorState, InputError> {
         Remaining::new("decoder", &experts.decoder, self.expert_layers()[1])?;
         let memory_padding = self.padding(&source);

@@ -48,7 +48,7 @@ impl ThorEncoderLayer {
     ///
     /// # Panics
     ///
-    /// When the shapes do not fit, and in debug builds for a row of padding alone.
+    /// When the shapes do not fit. (A row of padding alone reads 0.)
     pub fn forward(
         &self,
         x: Tensor<3>,

@@ -84,7 +84,7 @@ impl ThorModel {
     ///
     /// # Panics
     ///
-    /// When the two differ in batch; in debug builds for a source of padding alone.
+    /// When the two differ in batch. (Of a source of padding alone nothing is read.)
     pub fn forward(
         &self,
         source: Tensor<2, Int>,
