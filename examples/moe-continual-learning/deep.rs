@@ -9,7 +9,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Device, Tensor, TensorData};
-use gatekit::core::convolution::convolve;
+use gatekit::core::conv::convolve;
 use gatekit::core::linalg::Matrix;
 use gatekit::core::probe::LinePlot;
 use gatekit::experts::moe_continual_learning::{ContinualMoeConfig, ErrorLedger, GateTerminator, TaskRouter};

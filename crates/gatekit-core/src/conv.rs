@@ -1,6 +1,7 @@
 //! The short causal convolution that linear-attention layers put before their recurrence, and convolutions of maps.
 
 mod image;
+mod layer;
 
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -13,7 +14,8 @@ use crate::error::ConfigError;
 use crate::gate::GateActivation;
 use crate::sequence::Boundaries;
 
-pub use image::{convolve, depthwise_conv2d, pointwise_conv2d};
+pub use image::{depthwise_conv2d, pointwise_conv2d};
+pub use layer::{Activation, convolve, convolve_norm};
 
 /// Configuration of [`ShortConvolution`].
 #[derive(Config, Debug)]

@@ -82,10 +82,10 @@ impl GluConv {
     ///
     /// When `x` has another number of channels.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let halves = convolve(&self.dwconv, convolve(&self.project_in, x));
+        let halves = convolve(&self.dwconv, convolve(&self.project_in, x, None), None);
         let hidden = halves.dims()[1] / 2;
         let (a, b) = (halves.clone().narrow(1, 0, hidden), halves.narrow(1, hidden, hidden));
-        convolve(&self.project_out, output_gate(b, a, self.activation))
+        convolve(&self.project_out, output_gate(b, a, self.activation), None)
     }
 }
 

@@ -9,7 +9,6 @@ mod common;
 pub mod config;
 mod constant;
 pub mod conv;
-pub mod convolution;
 pub mod cross_entropy;
 pub mod cross_modal;
 pub mod decay;

@@ -30,29 +30,41 @@ pub fn parameters<M: Module>(module: &M) -> Vec<ParameterInfo> {
 ///
 /// The choice stays with the parameters when the module changes between a device with autodiff and one without.
 pub fn set_trained<M: Module>(module: M, trains: impl FnMut(&str, &[usize]) -> bool) -> M {
-    module.map(&mut Chooser { place: Place::default(), trains })
+    module.map(&mut Chooser { place: ParameterPlace::default(), trains })
 }
 
-/// Where a visitor stands.
-#[derive(Default)]
-struct Place {
+/// Where a visitor or mapper of a module stands; tell it of every module that is entered and left.
+#[derive(Debug, Clone, Default)]
+pub struct ParameterPlace {
     path: Vec<String>,
     name: Vec<String>,
 }
 
-impl Place {
-    fn enter(&mut self, name: &str, container: &str) {
+impl ParameterPlace {
+    /// At the arguments of `enter_module`.
+    pub fn enter(&mut self, name: &str, container: &str) {
         self.path.push(name.to_string());
         if !is_enum(container) {
             self.name.push(name.to_string());
         }
     }
 
-    fn exit(&mut self, container: &str) {
+    /// At the container of `exit_module`.
+    pub fn exit(&mut self, container: &str) {
         self.path.pop();
         if !is_enum(container) {
             self.name.pop();
         }
+    }
+
+    /// See [`ParameterInfo::path`].
+    pub fn path(&self) -> String {
+        self.path.join(".")
+    }
+
+    /// See [`ParameterInfo::name`].
+    pub fn name(&self) -> String {
+        self.name.join(".")
     }
 }
 
@@ -63,7 +75,7 @@ fn is_enum(container: &str) -> bool {
 
 #[derive(Default)]
 struct Lister {
-    place: Place,
+    place: ParameterPlace,
     found: Vec<ParameterInfo>,
 }
 
@@ -78,8 +90,8 @@ impl ModuleVisitor for Lister {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         self.found.push(ParameterInfo {
-            path: self.place.path.join("."),
-            name: self.place.name.join("."),
+            path: self.place.path(),
+            name: self.place.name(),
             shape: param.lazy_shape().to_vec(),
             trained: param.val().is_require_grad(),
         });
@@ -87,7 +99,7 @@ impl ModuleVisitor for Lister {
 }
 
 struct Chooser<F> {
-    place: Place,
+    place: ParameterPlace,
     trains: F,
 }
 
@@ -101,7 +113,7 @@ impl<F: FnMut(&str, &[usize]) -> bool> ModuleMapper for Chooser<F> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let trains = (self.trains)(&self.place.name.join("."), &param.lazy_shape());
+        let trains = (self.trains)(&self.place.name(), &param.lazy_shape());
         param.set_require_grad(trains)
     }
 }

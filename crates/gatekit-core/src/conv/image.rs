@@ -1,38 +1,7 @@
-//! Convolutions of maps that Burn computes slowly in the backward pass: pointwise and depthwise ones.
+//! Convolutions of maps by filters that belong to no layer: pointwise and depthwise ones.
 
-use burn::nn::PaddingConfig2d;
-use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use gatekit_kernels::conv::short_convolution;
-
-/// The result of `layer` for `x` `[B, C, H, W]`, by the fastest exact way: [`pointwise_conv2d`], [`depthwise_conv2d`],
-/// or the layer's own.
-///
-/// # Panics
-///
-/// When the channels do not fit.
-pub fn convolve(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
-    let padding = match layer.padding {
-        PaddingConfig2d::Valid => Some([0, 0]),
-        PaddingConfig2d::Explicit(top, left, bottom, right) => {
-            (top == bottom && left == right).then_some([top, left])
-        }
-        PaddingConfig2d::Same => None,
-    };
-    let [out, within, height, width] = layer.weight.shape().dims();
-    let plain = layer.stride == [1, 1] && layer.dilation == [1, 1];
-    let Some(padding) = padding.filter(|_| plain) else {
-        return layer.forward(x);
-    };
-    let bias = || layer.bias.as_ref().map(|bias| bias.val());
-    if layer.groups == 1 && [height, width] == [1, 1] && padding == [0, 0] {
-        pointwise_conv2d(x, layer.weight.val(), bias())
-    } else if within == 1 && layer.groups == out {
-        depthwise_conv2d(x, layer.weight.val(), bias(), padding)
-    } else {
-        layer.forward(x)
-    }
-}
 
 /// `y[o] = sum_c W[o, c] x[c] + b[o]` at every pixel, as a product of matrices.
 ///
@@ -107,37 +76,8 @@ pub fn depthwise_conv2d(
 
 #[cfg(test)]
 mod tests {
-    use burn::nn::conv::Conv2dConfig;
-
     use super::*;
     use crate::test_util::{assert_close, check_gradients, devices, float32, float64, ramp, values};
-
-    #[test]
-    fn agrees_with_burns_convolutions() {
-        let padded = |p, q| PaddingConfig2d::Explicit(p, q, p, q);
-        let configs = [
-            Conv2dConfig::new([4, 6], [1, 1]),
-            Conv2dConfig::new([4, 6], [1, 1]).with_bias(false),
-            Conv2dConfig::new([4, 4], [3, 3]).with_groups(4).with_padding(padded(1, 1)),
-            Conv2dConfig::new([4, 4], [1, 3]).with_groups(4).with_padding(padded(0, 1)),
-            Conv2dConfig::new([4, 4], [3, 1]).with_groups(4).with_padding(padded(1, 0)).with_bias(false),
-            Conv2dConfig::new([4, 4], [2, 3]).with_groups(4),
-            Conv2dConfig::new([4, 4], [3, 3]).with_groups(4).with_stride([2, 2]).with_padding(padded(1, 1)),
-            Conv2dConfig::new([4, 8], [3, 3]).with_groups(4).with_padding(padded(1, 1)),
-            Conv2dConfig::new([4, 6], [3, 3]).with_padding(PaddingConfig2d::Same),
-        ];
-        for device in devices() {
-            for config in &configs {
-                for [height, width] in [[3, 3], [5, 8]] {
-                    let layer = config.init(&device);
-                    let x = float32(&ramp(2 * 4 * height * width, 1.0), [2, 4, height, width], &device);
-                    let (got, expected) = (convolve(&layer, x.clone()), layer.forward(x));
-                    assert_eq!(got.dims(), expected.dims());
-                    assert_close(&values(got), &values(expected), 1e-5);
-                }
-            }
-        }
-    }
 
     #[test]
     fn maps_of_one_pixel_see_the_middle_of_the_filter() {

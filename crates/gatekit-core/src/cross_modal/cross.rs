@@ -10,7 +10,7 @@ use gatekit_kernels::channels::merge_maps;
 
 use crate::batch_norm::{BatchStatistics, batch_norm, running_affine};
 use crate::config::{ModuleConfig, check_sizes};
-use crate::convolution::{Activation, convolve, convolve_norm};
+use crate::conv::{Activation, convolve, convolve_norm};
 use crate::error::ConfigError;
 
 /// Configuration of [`CrossGate`].

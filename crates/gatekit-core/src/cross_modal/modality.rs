@@ -9,7 +9,7 @@ use gatekit_kernels::channels::mix_maps;
 use super::spatial::assert_same_size;
 use crate::common::{assert_broadcasts, widen};
 use crate::config::{ModuleConfig, check_sizes};
-use crate::convolution::convolve;
+use crate::conv::convolve;
 use crate::error::ConfigError;
 
 /// Softmax over axis `dim` among the entries that are `admissible`; the others get exactly 0.

@@ -6,7 +6,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::{Device, Tensor};
 
 use crate::config::{ModuleConfig, check_sizes};
-use crate::convolution::{Activation, convolve};
+use crate::conv::{Activation, convolve};
 use crate::error::ConfigError;
 
 /// Configuration of [`SpatialGate`].

@@ -81,7 +81,7 @@ impl SelfGate {
     ///
     /// When `f` has another number of channels.
     pub fn forward_with_gate(&self, f: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let logits = self.body.iter().fold(f.clone(), |x, convolution| convolve(convolution, x));
+        let logits = self.body.iter().fold(f.clone(), |x, convolution| convolve(convolution, x, None));
         let gate = self.activation.apply(logits);
         (f * gate.clone(), gate)
     }

@@ -7,6 +7,7 @@ use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Tensor;
+use gatekit_core::parameters::ParameterPlace;
 use gatekit_core::{ConfigError, InputError};
 
 use super::adam_h::AdamHConfig;
@@ -203,7 +204,7 @@ impl SphereOptimizer {
         gradients: GradientsParams,
     ) -> Result<(M, Vec<SkippedGradient>), InputError> {
         let mut check = GradientCheck {
-            place: Place::default(),
+            place: ParameterPlace::default(),
             gradients: &gradients,
             skipped: Vec::new(),
             error: None,
@@ -268,37 +269,9 @@ impl Registered {
     }
 }
 
-/// Where a visitor stands.
-#[derive(Default)]
-struct Place {
-    path: Vec<String>,
-    name: Vec<String>,
-}
-
-impl Place {
-    fn enter(&mut self, name: &str, container: &str) {
-        self.path.push(name.to_string());
-        if !is_enum(container) {
-            self.name.push(name.to_string());
-        }
-    }
-
-    fn exit(&mut self, container: &str) {
-        self.path.pop();
-        if !is_enum(container) {
-            self.name.pop();
-        }
-    }
-}
-
-/// Whether what is entered is a variant: names do not have them.
-fn is_enum(container: &str) -> bool {
-    container.starts_with("Enum:")
-}
-
 #[derive(Default)]
 struct Registration {
-    place: Place,
+    place: ParameterPlace,
     parameters: Vec<Registered>,
 }
 
@@ -321,13 +294,13 @@ impl ModuleVisitor for Registration {
             0 | 1 => Vec::new(),
             _ => frobenius_norm(value.inner(), true).into_data().iter::<f64>().collect(),
         };
-        let (path, name) = (self.place.path.join("."), self.place.name.join("."));
+        let (path, name) = (self.place.path(), self.place.name());
         self.parameters.push(Registered { path, name, id: param.id, shape, norms });
     }
 }
 
 struct GradientCheck<'a> {
-    place: Place,
+    place: ParameterPlace,
     gradients: &'a GradientsParams,
     skipped: Vec<SkippedGradient>,
     error: Option<InputError>,
@@ -346,10 +319,10 @@ impl ModuleVisitor for GradientCheck<'_> {
         let Some(gradient) = self.gradients.get::<D>(param.id) else { return };
         let (got, need) = (gradient.dims(), param.shape().to_vec());
         if got[..] != need[..] {
-            let field = format!("gradient of `{}`", self.place.name.join("."));
+            let field = format!("gradient of `{}`", self.place.name());
             self.error.get_or_insert(InputError::new(field, format!("shape {got:?}"), format!("{need:?}")));
         } else if !is_finite(&gradient) {
-            self.skipped.push(SkippedGradient { parameter: self.place.name.join("."), shape: need });
+            self.skipped.push(SkippedGradient { parameter: self.place.name(), shape: need });
         }
     }
 }

@@ -96,7 +96,7 @@ impl ChannelAttention {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (dims @ [batch, channels, height, width], dtype) = (x.dims(), x.dtype());
         let heads = self.temperature.shape()[0];
-        let qkv = convolve(&self.qkv_dwconv, convolve(&self.qkv, x));
+        let qkv = convolve(&self.qkv_dwconv, convolve(&self.qkv, x, None), None);
         let part = |index: usize| {
             let rows = qkv.clone().narrow(1, index * channels, channels);
             rows.reshape([batch, heads, channels / heads, height * width])
@@ -104,7 +104,7 @@ impl ChannelAttention {
         let (q, k, v) = (unit(part(0)), unit(part(1)), part(2));
         let temperature = widen(self.temperature.val()).unsqueeze::<4>();
         let weights = softmax(q.matmul(k.transpose()) * temperature, 3);
-        convolve(&self.project_out, weights.cast(dtype).matmul(v).reshape(dims))
+        convolve(&self.project_out, weights.cast(dtype).matmul(v).reshape(dims), None)
     }
 }
 

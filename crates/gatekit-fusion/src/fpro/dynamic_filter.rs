@@ -113,7 +113,7 @@ impl GatedDynamicFilter {
         }
         let taps = self.size * self.size;
         let mean = widen(x.clone()).mean_dim(3).mean_dim(2).cast(x.dtype());
-        let f = convolve(&self.conv, mean);
+        let f = convolve(&self.conv, mean, None);
         let (f, gate) = match &self.gate {
             Some(gate) => {
                 let (f, open) = gate.forward_with_gate(f);

@@ -159,7 +159,7 @@ impl FPro {
             "FPro: `image` is {height} by {width} pixels, the network's prompts {size} by {size}; restore() takes images of \
              any size"
         );
-        let first = convolve(&self.patch_embed, image.clone());
+        let first = convolve(&self.patch_embed, image.clone(), None);
         let parts = match &self.prompting {
             Some(prompting) => Some(prompting.filter.forward(first.clone(), statistics)?),
             None => None,
@@ -175,16 +175,16 @@ impl FPro {
         let encode = |blocks: &[EncoderBlock], x| blocks.iter().fold(x, |x, block| block.forward(x));
         let decode = |blocks: &[DecoderBlock], x| blocks.iter().fold(x, |x, block| block.forward(x));
         let e1 = encode(&self.encoder_level1, first);
-        let e2 = encode(&self.encoder_level2, pixel_unshuffle(convolve(&self.down1_2, e1.clone())));
-        let e3 = encode(&self.encoder_level3, pixel_unshuffle(convolve(&self.down2_3, e2.clone())));
+        let e2 = encode(&self.encoder_level2, pixel_unshuffle(convolve(&self.down1_2, e1.clone(), None)));
+        let e3 = encode(&self.encoder_level3, pixel_unshuffle(convolve(&self.down2_3, e2.clone(), None)));
         let d3 = prompted(PromptStage::D3, decode(&self.decoder_level3, e3));
-        let joined = Tensor::cat(vec![pixel_shuffle(convolve(&self.up3_2, d3)), e2], 1);
-        let d2 = decode(&self.decoder_level2, convolve(&self.reduce_chan_level2, joined));
+        let joined = Tensor::cat(vec![pixel_shuffle(convolve(&self.up3_2, d3, None)), e2], 1);
+        let d2 = decode(&self.decoder_level2, convolve(&self.reduce_chan_level2, joined, None));
         let d2 = prompted(PromptStage::D2, d2);
-        let joined = Tensor::cat(vec![pixel_shuffle(convolve(&self.up2_1, d2)), e1], 1);
+        let joined = Tensor::cat(vec![pixel_shuffle(convolve(&self.up2_1, d2, None)), e1], 1);
         let d1 = prompted(PromptStage::D1, decode(&self.decoder_level1, joined));
         let r = prompted(PromptStage::Refinement, decode(&self.refinement, d1));
-        Ok(FProOutput { image: convolve(&self.output, r) + image, parts })
+        Ok(FProOutput { image: convolve(&self.output, r, None) + image, parts })
     }
 
     /// What published files call the tensors.

@@ -84,7 +84,8 @@ impl HighPromptModulator {
         assert_channels("HighPromptModulator", "prompt", &prompt, self.kv_dwconv.weight.shape()[0]);
         debug_assert_eq!(dim, self.kv_dwconv.groups);
         let q = self.to_q.forward(window_partition(x, self.window_size));
-        let kv = self.to_kv.forward(window_partition(convolve(&self.kv_dwconv, prompt), self.window_size));
+        let kv =
+            self.to_kv.forward(window_partition(convolve(&self.kv_dwconv, prompt, None), self.window_size));
         let [windows, pixels, _] = q.dims();
         let by_head = |y: Tensor<3>| y.reshape([windows, pixels, self.heads, channels / self.heads]);
         let (k, v) = (kv.clone().narrow(2, 0, channels), kv.narrow(2, channels, channels));
@@ -148,7 +149,7 @@ impl LowPromptModulator {
         let [channels, _, _, _] = self.project_out.weight.shape().dims();
         let mean = prompt.mean_dim(3).mean_dim(2);
         let values = self.kv.weight.val().narrow(0, channels, channels);
-        convolve(&self.project_out, pointwise_conv2d(mean, values, None))
+        convolve(&self.project_out, pointwise_conv2d(mean, values, None), None)
     }
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use gatekit_core::batch_norm::BatchStatistics;
-use gatekit_core::convolution::{Activation, convolve_norm};
+use gatekit_core::conv::{Activation, convolve_norm};
 
 /// How all batch normalisations of a model are made.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,7 +5,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use gatekit_core::batch_norm::BatchStatistics;
-use gatekit_core::convolution::convolve;
+use gatekit_core::conv::convolve;
 use gatekit_core::gate::sigmoid;
 
 use super::blocks::{ConvBlock, convolution};

@@ -6,7 +6,7 @@ use burn::nn::BatchNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::{Device, Int, Tensor};
 use gatekit_core::batch_norm::BatchStatistics;
-use gatekit_core::convolution::{Activation, convolve, convolve_norm};
+use gatekit_core::conv::{Activation, convolve, convolve_norm};
 use gatekit_core::cross_modal::{ModalitySoftmax, ModalitySoftmaxConfig, SpatialGate, SpatialGateConfig};
 use gatekit_core::{ConfigError, ModuleConfig, check_sizes};
 

@@ -1,4 +1,4 @@
-//! Convolutions of images with what follows them: batch normalisation and an activation.
+//! Convolution layers of images with what follows them: batch normalisation and an activation.
 //!
 //! On the CPU they are computed by [`image_convolution`] and [`batch_norm_with`], much
 //! faster than one operation after the other; a GPU runs Burn's own operations.
@@ -9,18 +9,40 @@ use burn::tensor::Tensor;
 use gatekit_kernels::convolution::{Finish, image_convolution};
 pub use gatekit_kernels::gate::Activation;
 
+use super::image::depthwise_conv2d;
 use crate::batch_norm::{BatchStatistics, batch_norm_with, running_affine};
+use crate::gate::GateActivation;
 
 /// `act(conv x)`, the convolution with its bias.
 ///
-/// `x` `[B, C, H, W]` to `[B, C', H', W']`.
+/// `x` `[B, C, H, W]` to `[B, C', H', W']`. Layers with one stride, no dilation and the same padding on every side are
+/// computed as above, filters of their own a channel with other padding by [`depthwise_conv2d`], the rest by Burn.
 ///
 /// # Panics
 ///
 /// When `x` does not have the channels of the convolution, or is smaller than its kernel.
 pub fn convolve(conv: &Conv2d, x: Tensor<4>, activation: Option<Activation>) -> Tensor<4> {
-    let bias = conv.bias.as_ref().map(|bias| bias.val());
-    finished(conv, x, Finish { scale: None, bias, activation })
+    let bias = || conv.bias.as_ref().map(|bias| bias.val());
+    if let Some(padding) = even_padding(conv) {
+        return finished(conv, x, padding, Finish { scale: None, bias: bias(), activation });
+    }
+    let [outputs, within, _, _] = conv.weight.shape().dims();
+    let y = match conv.padding {
+        PaddingConfig2d::Explicit(top, left, bottom, right)
+            if [top, left] == [bottom, right]
+                && [conv.stride, conv.dilation] == [[1, 1]; 2]
+                && [within, conv.groups] == [1, outputs] =>
+        {
+            depthwise_conv2d(x, conv.weight.val(), bias(), [top, left])
+        }
+        _ => conv.forward(x),
+    };
+    match activation {
+        Some(Activation::Sigmoid) => GateActivation::Sigmoid.apply(y),
+        Some(Activation::Swish) => GateActivation::Swish.apply(y),
+        Some(Activation::Relu) => GateActivation::Relu.apply(y),
+        None => y,
+    }
 }
 
 /// `act(BN(conv x))`.
@@ -40,31 +62,31 @@ pub fn convolve_norm(
     statistics: BatchStatistics,
     activation: Option<Activation>,
 ) -> Tensor<4> {
-    if statistics == BatchStatistics::Batch {
+    let Some(padding) = even_padding(conv).filter(|_| statistics == BatchStatistics::Running) else {
         return batch_norm_with(norm, convolve(conv, x, None), statistics, activation);
-    }
+    };
     let [scale, shift] = running_affine(norm, &x.device());
     let bias = match &conv.bias {
         Some(bias) => shift + bias.val() * scale.clone(),
         None => shift,
     };
-    finished(conv, x, Finish { scale: Some(scale), bias: Some(bias), activation })
+    finished(conv, x, padding, Finish { scale: Some(scale), bias: Some(bias), activation })
 }
 
-fn finished(conv: &Conv2d, x: Tensor<4>, finish: Finish) -> Tensor<4> {
-    let padding = match &conv.padding {
-        PaddingConfig2d::Valid => 0,
-        PaddingConfig2d::Explicit(top, left, bottom, right) if [left, bottom, right] == [top; 3] => *top,
-        other => panic!("convolve: padding {other:?}, need the same number on every side"),
+/// The padding of a layer that [`image_convolution`] computes.
+fn even_padding(conv: &Conv2d) -> Option<usize> {
+    let padding = match conv.padding {
+        PaddingConfig2d::Valid => Some(0),
+        PaddingConfig2d::Explicit(top, left, bottom, right) => {
+            [left, bottom, right].iter().all(|side| *side == top).then_some(top)
+        }
+        PaddingConfig2d::Same => None,
     };
-    let [stride, across] = conv.stride;
-    assert!(
-        stride == across && conv.dilation == [1, 1],
-        "convolve: stride {:?} and dilation {:?}, need one stride and no dilation",
-        conv.stride,
-        conv.dilation
-    );
-    image_convolution(x, conv.weight.val(), [stride, padding, conv.groups], finish)
+    padding.filter(|_| conv.stride[0] == conv.stride[1] && conv.dilation == [1, 1])
+}
+
+fn finished(conv: &Conv2d, x: Tensor<4>, padding: usize, finish: Finish) -> Tensor<4> {
+    image_convolution(x, conv.weight.val(), [conv.stride[0], padding, conv.groups], finish)
 }
 
 #[cfg(test)]
@@ -73,6 +95,7 @@ mod tests {
     use burn::nn::BatchNormConfig;
     use burn::nn::conv::Conv2dConfig;
     use burn::tensor::Device;
+    use burn::tensor::activation::sigmoid;
 
     use super::*;
     use crate::batch_norm::batch_norm;
@@ -105,7 +128,7 @@ mod tests {
                 let x = float32(&ramp(2 * channels[0] * 35, 1.5), [2, channels[0], 5, 7], &device);
                 for statistics in [BatchStatistics::Running, BatchStatistics::Batch] {
                     let z = batch_norm(&norm, conv.forward(x.clone()), statistics);
-                    let want = values(z.clone() * burn::tensor::activation::sigmoid(z));
+                    let want = values(z.clone() * sigmoid(z));
                     let swish = Some(Activation::Swish);
                     let got = values(convolve_norm(&conv, &norm, x.clone(), statistics, swish));
                     assert_close(&got, &want, 2e-6);
@@ -137,10 +160,34 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "one stride and no dilation")]
-    fn other_convolutions_are_refused() {
-        let device = devices().remove(0);
-        let conv = Conv2dConfig::new([1, 1], [1, 1]).with_dilation([2, 2]).init(&device);
-        convolve(&conv, Tensor::ones([1, 1, 2, 2], &device), None);
+    fn agrees_with_burns_convolutions() {
+        let padded = |p, q| PaddingConfig2d::Explicit(p, q, p, q);
+        let configs = [
+            Conv2dConfig::new([4, 6], [1, 1]),
+            Conv2dConfig::new([4, 6], [1, 1]).with_bias(false),
+            Conv2dConfig::new([4, 4], [3, 3]).with_groups(4).with_padding(padded(1, 1)),
+            Conv2dConfig::new([4, 4], [1, 3]).with_groups(4).with_padding(padded(0, 1)),
+            Conv2dConfig::new([4, 4], [3, 1]).with_groups(4).with_padding(padded(1, 0)).with_bias(false),
+            Conv2dConfig::new([4, 4], [2, 3]).with_groups(4),
+            Conv2dConfig::new([4, 4], [3, 3]).with_groups(4).with_stride([2, 2]).with_padding(padded(1, 1)),
+            Conv2dConfig::new([4, 8], [3, 3]).with_groups(4).with_padding(padded(1, 1)),
+            Conv2dConfig::new([4, 6], [3, 3]).with_padding(padded(1, 1)),
+            Conv2dConfig::new([4, 6], [3, 3]).with_padding(PaddingConfig2d::Same),
+            Conv2dConfig::new([4, 6], [3, 3]).with_stride([1, 2]).with_padding(padded(1, 1)),
+            Conv2dConfig::new([4, 6], [2, 2]).with_dilation([2, 1]),
+        ];
+        for device in devices() {
+            for config in &configs {
+                for [height, width] in [[3, 3], [5, 8]] {
+                    let layer = config.init(&device);
+                    let x = float32(&ramp(2 * 4 * height * width, 1.0), [2, 4, height, width], &device);
+                    let (got, expected) = (convolve(&layer, x.clone(), None), layer.forward(x.clone()));
+                    assert_eq!(got.dims(), expected.dims());
+                    assert_close(&values(got), &values(expected.clone()), 1e-5);
+                    let got = convolve(&layer, x, Some(Activation::Sigmoid));
+                    assert_close(&values(got), &values(sigmoid(expected)), 1e-5);
+                }
+            }
+        }
     }
 }
