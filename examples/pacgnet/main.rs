@@ -22,6 +22,7 @@ use crate::run::{Run, Settings};
 /// Trains PACGNet and what it is compared with on generated pairs of images, and measures how much they find: by day,
 /// by night, at thermal crossover, and with one sensor noisy or missing.
 #[derive(Parser)]
+#[command(mut_arg("seeds", |seeds| seeds.help("How many seeds, counted on from the first [default: 1]")))]
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
