@@ -31,7 +31,7 @@ use run::{BOTH, FAULTS, Fault, Settings, UNGATED, VARIANTS, unrestored};
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Steps of each training [default: 120, quick: 4]
+    /// Steps of each training [default: 300, quick: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     steps: Option<u32>,
     /// Highest learning rate [default: 0.002]

@@ -62,7 +62,7 @@ impl Settings {
         Self {
             size: 32,
             dim: if quick { 8 } else { 16 },
-            steps: if quick { 4 } else { 120 },
+            steps: if quick { 4 } else { 300 },
             batch: 4,
             test: if quick { 4 } else { 32 },
             learning_rate: LEARNING_RATE,

@@ -217,7 +217,7 @@ fn gated_experts() {
     let chosen: Vec<Option<usize>> =
         chosen.into_iter().chain([None, Some(3), Some(0), Some(2), Some(3), Some(0)]).collect();
     let of_expert =
-        |expert| (0..chosen.len()).filter(move |slot| chosen[*slot] == Some(expert)).collect::<Vec<_>>();
+        |expert| -> Vec<usize> { (0..chosen.len()).filter(|slot| chosen[*slot] == Some(expert)).collect() };
     let groups: Vec<Vec<usize>> = (0..4).map(of_expert).collect();
     let offsets = (0..=4).map(|expert| groups[..expert].iter().map(Vec::len).sum()).collect();
     let order = groups.concat();
