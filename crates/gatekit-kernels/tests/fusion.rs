@@ -14,7 +14,9 @@ use burn::{
 };
 use burn_cubecl::CubeBackend;
 use gatekit_kernels::{
+    channels::{ChannelBackend, ChannelNormSpec},
     conv::{ConvolutionBackend, ConvolutionSpec},
+    convolution::{ImageConvolutionBackend, ImageConvolutionSpec, ImageGradients},
     gate::{Activation, GateBackend},
     grouped::{ExpertSpec, GroupedBackend, SortedSlots},
     norm::{NormBackend, NormSpec},
@@ -251,6 +253,50 @@ fn rows() {
             compare!(RowsBackend::combine_rows[&x](map.clone()));
         }
     }
+}
+
+#[test]
+fn image_convolutions() {
+    let mut source = Source(Numbers(12));
+    let mut draw = |dims| source.tensor(dims, ANY, DType::F32);
+    let (x, whole, own) = (draw([2, 4, 5, 7]), draw([6, 4, 3, 3]), draw([4, 1, 3, 3]));
+    for (weight, groups, stride) in [(&whole, 1, 1), (&whole, 1, 2), (&own, 4, 1)] {
+        let outputs = weight.shape()[0];
+        let row = |numbers| Source(Numbers(numbers)).tensor([outputs], ANY, DType::F32);
+        let (scale, bias) = (row(13), row(20));
+        let activation = Some(Activation::Swish);
+        let (has_scale, has_bias) = (true, true);
+        let spec = ImageConvolutionSpec { stride, padding: 1, groups, has_scale, has_bias, activation };
+        compare!(ImageConvolutionBackend::image_convolution[&x, weight, &scale, &bias](spec));
+        let spec = ImageConvolutionSpec { has_scale: false, activation: None, ..spec };
+        let size = [2, outputs, 4 / stride + 1, 6 / stride + 1];
+        let gradient = Source(Numbers(14)).tensor(size, ANY, DType::F32);
+        for all in [true, false] {
+            let wanted = ImageGradients { x: all, weight: true, bias: all };
+            compare!(ImageConvolutionBackend::image_convolution_backward[&x, weight, &gradient](
+                spec, wanted
+            ) -> 0 1 2);
+        }
+    }
+}
+
+#[test]
+fn channels() {
+    let mut source = Source(Numbers(15));
+    let mut map = |channels| source.tensor([2, channels, 9], ANY, DType::F32);
+    let ([x, other, gate, guidance], spatial, weights) = ([(); 4].map(|()| map(4)), map(1), map(2));
+    let mut row = |numbers| Source(Numbers(numbers)).tensor([4], POSITIVE, DType::F32);
+    let [gamma, beta, mean, variance] = [16, 17, 18, 19].map(&mut row);
+    compare!(ChannelBackend::channel_statistics[&x]() -> 0 1);
+    for of_x in [false, true] {
+        let spec = ChannelNormSpec { epsilon: 1e-3, of_x, activation: Some(Activation::Swish) };
+        compare!(ChannelBackend::channel_norm[&x, &gamma, &beta, &mean, &variance](spec));
+        compare!(ChannelBackend::channel_norm_backward[&x, &gamma, &beta, &mean, &variance, &other](
+            spec
+        ) -> 0 1 2);
+    }
+    compare!(ChannelBackend::merge_maps[&x, &other, &spatial, &gate, &guidance, &gamma, &beta]());
+    compare!(ChannelBackend::mix_maps[&x, &weights, &spatial]());
 }
 
 #[test]
